@@ -1,0 +1,166 @@
+"""Sockets that carry one tagged union in each direction.
+
+A channel encodes and decodes, counts what is malformed and drops it, and never blocks. Servers
+bind a ROUTER socket and address peers by identity; clients connect a DEALER socket. The same
+channel works under asyncio (`attach`) and in a plain loop (`wait` and `receive`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar
+
+import msgspec
+import zmq
+
+log = logging.getLogger(__name__)
+
+MAX_FRAME_BYTES = 64 * 1024 * 1024
+HIGH_WATER_MARK = 20_000
+MESSAGES_PER_TURN = 256
+RECONNECT_MS = 50
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+class Channel(Generic[In, Out]):
+    """One socket. `In` is the union that it receives, `Out` the one that it sends.
+
+    `dropped_frames` counts frames that were not a message of `In`, and `unsent` messages for
+    peers that are gone or do not read.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[Any],
+        kind: int,
+        receives: Any,
+        *,
+        bind: str | None = None,
+        connect: str | None = None,
+        identity: str | None = None,
+    ) -> None:
+        self.socket: zmq.Socket[bytes] = context.socket(kind)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
+        self.socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
+        self.socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
+        if identity is not None:
+            self.socket.setsockopt(zmq.IDENTITY, identity.encode())
+        if kind == zmq.ROUTER:
+            self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._parts = 2 if kind == zmq.ROUTER else 1
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(receives)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._on_message: Callable[[bytes, In], None] | None = None
+        self._turn_scheduled = False
+        self.dropped_frames = 0
+        self.unsent = 0
+        if bind is not None:
+            remove_stale_socket(bind)
+            self.socket.bind(bind)
+        if connect is not None:
+            self.socket.connect(connect)
+
+    def connect(self, address: str) -> None:
+        """Connect to one more peer."""
+        self.socket.connect(address)
+
+    def send(self, message: Out, to: bytes | None = None) -> bool:
+        """Send without blocking. False if the peer is gone or its buffer is full."""
+        frame = self._encoder.encode(message)
+        try:
+            self.socket.send_multipart([frame] if to is None else [to, frame], zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EAGAIN, errno.EHOSTUNREACH):
+                raise
+            self.unsent += 1
+            return False
+        finally:
+            # A send may swallow the edge that announces readable messages.
+            self._schedule_turn()
+        return True
+
+    def receive(self, limit: int = MESSAGES_PER_TURN) -> Iterator[tuple[bytes, In]]:
+        """Messages that are there now, at most `limit`, as (sender identity, message)."""
+        for _ in range(limit):
+            try:
+                parts = self.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            message = self._decode(parts)
+            if message is not None:
+                yield (parts[0] if self._parts == 2 else b""), message
+
+    def wait(self, timeout_s: float) -> bool:
+        """Block until a message is there; False after the timeout."""
+        return bool(self.socket.poll(int(timeout_s * 1000)))
+
+    def attach(self, on_message: Callable[[bytes, In], None]) -> None:
+        """Call `on_message(sender identity, message)` from the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._on_message = on_message
+        self._loop.add_reader(self.socket.fileno(), self._turn)
+        self._schedule_turn()
+
+    def close(self) -> None:
+        """Detach from the loop and close the socket."""
+        if self._loop is not None:
+            self._loop.remove_reader(self.socket.fileno())
+            self._loop = None
+        self.socket.close()
+
+    def _decode(self, parts: list[bytes]) -> In | None:
+        if len(parts) != self._parts or len(parts[-1]) > MAX_FRAME_BYTES:
+            self._drop(f"{len(parts)} parts, {len(parts[-1])} bytes")
+            return None
+        try:
+            message: In = self._decoder.decode(parts[-1])
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+            self._drop(str(error))
+            return None
+        return message
+
+    def _drop(self, why: str) -> None:
+        self.dropped_frames += 1
+        log.warning("dropped a malformed frame: %s", why)
+
+    def _schedule_turn(self) -> None:
+        if self._loop is not None and not self._turn_scheduled:
+            self._turn_scheduled = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._turn_scheduled = False
+        if self._on_message is None or self.socket.closed:
+            return
+        count = 0
+        for sender, message in self.receive():
+            count += 1
+            self._on_message(sender, message)
+        if count == MESSAGES_PER_TURN:
+            self._schedule_turn()
+
+
+def remove_stale_socket(address: str) -> None:
+    """Remove the file of a unix socket whose process was killed; binding again needs it gone."""
+    if address.startswith("ipc://"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(address.removeprefix("ipc://"))
+
+
+def server(context: zmq.Context[Any], receives: Any, bind: str) -> Channel[Any, Any]:
+    """A channel that many clients connect to."""
+    return Channel(context, zmq.ROUTER, receives, bind=bind)
+
+
+def client(context: zmq.Context[Any], receives: Any, connect: str, name: str) -> Channel[Any, Any]:
+    """A channel to one server, under an identity that is new in every incarnation."""
+    return Channel(context, zmq.DEALER, receives, connect=connect, identity=name)

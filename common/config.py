@@ -1,0 +1,207 @@
+"""Every option of every process, with its default, in one place.
+
+The command line, the environment (`MLXFLEET_*`) and tests fill the same structures; the flags are
+derived from them. Limits are `msgspec.Meta` and checked by `validated`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import msgspec
+from cyclopts import Parameter
+from msgspec import Meta
+
+from mlxfleet.common.errors import ConfigError
+
+Flat = Parameter(name="*")
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Positive = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(ge=0)]
+
+
+@Flat
+@dataclass(frozen=True, kw_only=True)
+class RouterOptions:
+    """The HTTP side."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+
+    port: Port = 8000
+    """Port to listen on; 0 takes a free one."""
+
+    served_model_name: str | None = None
+    """Name of the model in the API; the folder's name if not given."""
+
+    api_key_file: Path | None = None
+    """File with accepted API keys, one a line. MLXFLEET_API_KEY in the environment adds one."""
+
+    allow_no_auth: bool = False
+    """Listen on a non-loopback address without any API key."""
+
+    max_requests: Positive = 1024
+    """Sequences in the router at once, in any state; more are answered 429."""
+
+    max_body_mb: Positive = 16
+    """Largest request body, in MB."""
+
+    default_max_tokens: Positive = 4096
+    """Longest chat answer when the request does not say; never beyond the context length."""
+
+    drain_timeout_s: Seconds = 30.0
+    """How long running requests may go on after SIGTERM."""
+
+    node_wait_s: Seconds = 30.0
+    """How long a request waits for a node when none can generate."""
+
+
+@Flat
+@dataclass(frozen=True, kw_only=True)
+class SchedulerOptions:
+    """Queueing and admission on a node."""
+
+    max_running: Positive = 32
+    """Sequences prefilled and decoded at once."""
+
+    max_queue: Positive = 256
+    """Sequences waiting on the node; more are refused."""
+
+    max_attempts: Positive = 3
+    """How often a sequence is started before it is given up as one that kills its worker."""
+
+    itl_budget_ms: Annotated[float, Meta(gt=0)] = 50.0
+    """Time one prefill chunk may take while other sequences are decoding, in ms."""
+
+    max_chunk_tokens: Positive = 512
+    """Largest prefill chunk, in tokens."""
+
+
+@Flat
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions:
+    """The MLX worker."""
+
+    memory_gb: Annotated[float, Meta(gt=0)] | None = None
+    """Memory that weights and KV cache may take, in GB; by default the device's recommended
+    working set on a Mac, and half of the main memory elsewhere."""
+
+    max_context: Positive | None = None
+    """Longest sequence in tokens, if less than the model allows."""
+
+    blas_threads: Positive | None = None
+    """OpenBLAS threads of the worker (Linux only); half of the cores by default."""
+
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+
+
+@Flat
+@dataclass(frozen=True, kw_only=True)
+class FleetOptions:
+    """How many processes of a kind `launch` starts."""
+
+    tokenizers: Positive = 1
+    """Tokenizer processes."""
+
+    detokenizers: Positive = 1
+    """Detokenizer processes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterProcess:
+    """All that a router process is told. Addresses are ZeroMQ endpoints that it binds."""
+
+    name: str
+    model_name: str
+    api_keys: tuple[str, ...]
+    tokenizer_address: str
+    detokenizer_address: str
+    node_address: str
+    options: RouterOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerProcess:
+    """All that a tokenizer process is told."""
+
+    name: str
+    model_dir: Path
+    router_address: str
+    trust_remote_code: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetokenizerProcess:
+    """All that a detokenizer process is told; it binds `token_address` for nodes."""
+
+    name: str
+    model_dir: Path
+    router_address: str
+    token_address: str
+    trust_remote_code: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerProcess:
+    """All that a scheduler process is told; it binds `worker_address` and speaks for `node`."""
+
+    name: str
+    node: str
+    router_address: str
+    worker_address: str
+    options: SchedulerOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerProcess:
+    """All that an MLX worker process is told."""
+
+    name: str
+    model_dir: Path
+    scheduler_address: str
+    options: WorkerOptions
+
+
+T = TypeVar("T")
+
+
+def validated(options: T) -> T:
+    """Check an options structure against its limits; ConfigError names the flag and the limit."""
+    try:
+        msgspec.convert(
+            msgspec.to_builtins(options, enc_hook=str), type(options), dec_hook=decode_path
+        )
+    except msgspec.ValidationError as error:
+        text, _, path = str(error).partition(" - at `$.")
+        flag = "--" + path.rstrip("`").replace("_", "-")
+        raise ConfigError(f"{flag}: {text}") from error
+    return options
+
+
+def save(process: object, path: Path) -> None:
+    """Write what a process is told to a file that only this user can read."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(msgspec.json.encode(process, enc_hook=str))
+
+
+def load(kind: type[T], path: Path) -> T:
+    """Read back what `save` wrote."""
+    return msgspec.json.decode(path.read_bytes(), type=kind, dec_hook=decode_path)
+
+
+def decode_path(kind: type, value: object) -> object:
+    """Paths are the only type in a configuration that JSON does not have."""
+    if kind is not Path:
+        raise TypeError(f"{kind} cannot stand in a configuration")
+    return Path(str(value))
+
+
+def option_defaults(kind: type) -> dict[str, object]:
+    """Option names and defaults of one structure, for the documentation's test."""
+    return {field.name: field.default for field in dataclasses.fields(kind)}

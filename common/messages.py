@@ -1,0 +1,337 @@
+"""The messages of every link: one tagged union each, MessagePack on the wire.
+
+A union is named after its direction. Receivers decode once and dispatch with `match`. Data that
+flows every step is columnar: one message per step, parallel lists with one entry per request,
+sparse columns as dicts from an entry's position in those lists.
+
+`rid` names one sequence (one choice of one HTTP request) on every link.
+`Hello`-like messages are repeated as heartbeats; `incarnation` changes when a process restarts.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+PROTOCOL_VERSION = 1
+
+FinishReason = Literal["stop", "length"]
+
+
+class Sampling(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """How to choose tokens. `temperature` 0 is greedy; `logprobs` is the number of alternatives
+    to report beside the chosen token, None for no log-probabilities at all."""
+
+    seed: int
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    logprobs: int | None = None
+    ignore_eos: bool = False
+
+
+class TokenLogprobs(Struct, frozen=True):
+    """Natural log-probabilities at one position, from the model's own distribution."""
+
+    logprob: float
+    top_ids: list[int]
+    top_logprobs: list[float]
+
+
+class Finish(Struct, frozen=True):
+    """Why a sequence ended, and how many of its prompt tokens came out of a cache."""
+
+    reason: FinishReason
+    cached_tokens: int = 0
+
+
+class ModelInfo(Struct, frozen=True, kw_only=True):
+    """What a loaded model can do and costs. Bytes of KV cache for n tokens are
+    `fixed_bytes + n * bytes_per_token + sum(min(n, window) * bytes for window, bytes in windowed)`.
+    """
+
+    vocab_size: int
+    context_length: int
+    eos_ids: list[int]
+    kv_budget_bytes: int
+    fixed_bytes: int
+    bytes_per_token: int
+    windowed: list[tuple[int, int]]
+    weights_bytes: int
+
+    def kv_bytes(self, tokens: int) -> int:
+        """Bytes of KV cache that `tokens` positions of one sequence occupy."""
+        windowed = sum(min(tokens, window) * size for window, size in self.windowed)
+        return self.fixed_bytes + tokens * self.bytes_per_token + windowed
+
+
+class Welcome(Struct, tag="welcome", frozen=True):
+    """Server's answer to a Hello. A changed `session` means the server has restarted and knows
+    nothing of earlier requests. `detokenizers` maps names to the addresses that take tokens."""
+
+    session: str
+    detokenizers: dict[str, str] = {}
+
+
+class Refused(Struct, tag="refused", frozen=True):
+    """Server's answer to a Hello that it does not accept; the peer exits."""
+
+    reason: str
+
+
+class Hello(Struct, tag="hello", frozen=True, kw_only=True):
+    """A tokenizer or detokenizer presents itself, twice a second."""
+
+    name: str
+    incarnation: str
+    version: int = PROTOCOL_VERSION
+    dropped_frames: int = 0
+    rss_bytes: int = 0
+    token_address: str = ""
+
+
+# --- router <-> tokenizer ---------------------------------------------------------------------
+
+
+class TokenizeText(Struct, tag="tokenize_text", frozen=True):
+    """Plain prompts, each to be encoded with the model's special tokens."""
+
+    rid: str
+    texts: list[str]
+
+
+class TokenizeChat(Struct, tag="tokenize_chat", frozen=True):
+    """A conversation, to be rendered with the model's chat template and encoded."""
+
+    rid: str
+    messages: list[dict[str, str]]
+
+
+RouterToTokenizer = TokenizeText | TokenizeChat | Welcome | Refused
+
+
+class Tokenized(Struct, tag="tokenized", frozen=True):
+    """One list of token ids per prompt."""
+
+    rid: str
+    token_ids: list[list[int]]
+
+
+class TokenizeFailed(Struct, tag="tokenize_failed", frozen=True):
+    """The prompt cannot be encoded, for example because the chat template refuses it."""
+
+    rid: str
+    message: str
+    param: str
+
+
+TokenizerToRouter = Hello | Tokenized | TokenizeFailed
+
+
+# --- router <-> node (its scheduler) ----------------------------------------------------------
+
+
+class Generate(Struct, tag="generate", frozen=True, kw_only=True):
+    """Continue `prompt_ids + output_ids`. `output_ids` is empty for a new request and holds the
+    tokens so far when a request moves here from a process that died."""
+
+    rid: str
+    detokenizer: str
+    prompt_ids: list[int]
+    output_ids: list[int]
+    sampling: Sampling
+
+
+class Resend(Struct, tag="resend", frozen=True):
+    """Send the request's tokens from position `start` on once more: its detokenizer lost them."""
+
+    rid: str
+    detokenizer: str
+    start: int
+
+
+class Release(Struct, tag="release", frozen=True):
+    """The router is done with the request: stop it wherever it is and forget it."""
+
+    rid: str
+
+
+RouterToNode = Generate | Resend | Release | Welcome | Refused
+
+
+class NodeStatus(Struct, tag="node_status", frozen=True, kw_only=True):
+    """A node presents itself and reports its state, four times a second and on change.
+    `model` is None until the worker has loaded it; `can_generate` follows the worker."""
+
+    name: str
+    incarnation: str
+    version: int = PROTOCOL_VERSION
+    model: ModelInfo | None
+    can_generate: bool
+    running: int
+    queued: int
+    max_running: int
+    max_queue: int
+    kv_used_bytes: int
+    steps: int
+    worker_restarts: int
+    dropped_frames: int
+    worker_dropped_frames: int
+    worker_memory_bytes: int
+
+
+class Rejected(Struct, tag="rejected", frozen=True):
+    """The node does not take the request, or gives it up; its only and last message for it."""
+
+    rid: str
+    code: Literal["queue_full", "too_long", "failed", "unknown"]
+    message: str
+
+
+NodeToRouter = NodeStatus | Rejected
+
+
+# --- node -> detokenizer ----------------------------------------------------------------------
+
+
+class Tokens(Struct, tag="tokens", frozen=True):
+    """New tokens of one step. Entry i: tokens `ids[i]` of `rids[i]`, the first of them at
+    position `starts[i]` of the output. `logprobs[i]` has one entry per token."""
+
+    rids: list[str]
+    starts: list[int]
+    ids: list[list[int]]
+    finish: dict[int, Finish]
+    logprobs: dict[int, list[TokenLogprobs]]
+
+
+NodeToDetokenizer = Tokens
+
+
+# --- router <-> detokenizer -------------------------------------------------------------------
+
+
+class OpenStream(Struct, tag="open_stream", frozen=True, kw_only=True):
+    """Start, or rebuild, a stream. `prompt_tail` is the end of the prompt, for correct spacing;
+    `output_ids` the tokens that the router has; `sent_chars` how much text it has of them."""
+
+    rid: str
+    prompt_tail: list[int]
+    output_ids: list[int]
+    sent_chars: int
+    stop: list[str]
+
+
+class CloseStream(Struct, tag="close_stream", frozen=True):
+    """Forget the stream."""
+
+    rid: str
+
+
+RouterToDetokenizer = OpenStream | CloseStream | Welcome | Refused
+
+
+class TokenText(Struct, frozen=True):
+    """A token as the API shows it: its text, its bytes, its natural log-probability."""
+
+    token: str
+    bytes: list[int]
+    logprob: float
+
+
+class TokenTextLogprobs(Struct, frozen=True):
+    """The chosen token and the most likely alternatives at one position."""
+
+    chosen: TokenText
+    top: list[TokenText]
+
+
+class Text(Struct, tag="text", frozen=True):
+    """New text of one step. Entry i: tokens `ids[i]` of `rids[i]` from position `starts[i]` gave
+    the text `texts[i]`, beginning at character `offsets[i]` of the output."""
+
+    rids: list[str]
+    starts: list[int]
+    ids: list[list[int]]
+    offsets: list[int]
+    texts: list[str]
+    finish: dict[int, Finish]
+    logprobs: dict[int, list[TokenTextLogprobs]]
+
+
+class StreamLost(Struct, tag="stream_lost", frozen=True):
+    """Tokens came for a stream that is not open here, or with a gap: open it again, resend."""
+
+    rid: str
+
+
+DetokenizerToRouter = Hello | Text | StreamLost
+
+
+# --- scheduler <-> worker ---------------------------------------------------------------------
+
+
+class Reset(Struct, tag="reset", frozen=True):
+    """Drop every sequence; steps from now on carry this `epoch`."""
+
+    epoch: str
+
+
+class Admit(Struct, tag="admit", frozen=True, kw_only=True):
+    """A new row: `token_ids` are prompt and output so far, the last `n_output` of them output."""
+
+    rid: str
+    token_ids: list[int]
+    n_output: int
+    sampling: Sampling
+
+
+class Prefill(Struct, tag="prefill", frozen=True):
+    """Run the next `tokens` prompt tokens of a row; commands run in order, one per decode step."""
+
+    rid: str
+    tokens: int
+
+
+class Abort(Struct, tag="abort", frozen=True):
+    """Drop a row, whether it is prefilling or decoding."""
+
+    rid: str
+
+
+SchedulerToWorker = Reset | Admit | Prefill | Abort
+
+
+class WorkerStatus(Struct, tag="worker_status", frozen=True, kw_only=True):
+    """The worker presents itself, twice a second, also while it decodes."""
+
+    incarnation: str
+    version: int = PROTOCOL_VERSION
+    model: ModelInfo
+    epoch: str
+    memory_bytes: int
+    dropped_frames: int
+
+
+class Step(Struct, tag="step", kw_only=True):
+    """What one turn of the worker's loop produced: one token per decoded row, and prefill
+    progress as (rid, tokens). Times are seconds of wall clock."""
+
+    epoch: str
+    rids: list[str]
+    ids: list[int]
+    finish: dict[int, FinishReason]
+    logprobs: dict[int, TokenLogprobs]
+    prefilled: list[tuple[str, int]]
+    decode_s: float
+    prefill_s: float
+
+
+WorkerToScheduler = WorkerStatus | Step

@@ -1,0 +1,148 @@
+"""The bootstrap that every child process shares: four phases, signals, and news for the parent.
+
+A child is started as `python -m mlxfleet.<folder> <process file>`. It reads its orders from that
+file, tells the parent through an inherited pipe when it is ready or why it cannot be, and ends
+when its standard input closes, because then the parent is gone.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import setproctitle
+
+from mlxfleet.common import config
+from mlxfleet.common.errors import ExitCode, MlxfleetError
+
+log = logging.getLogger(__name__)
+
+STATUS_FD_ENV = "MLXFLEET_STATUS_FD"
+PARENT_GONE_GRACE_S = 1.0
+
+T = TypeVar("T")
+
+
+class Service(abc.ABC):
+    """A long-lived asyncio process: startup, main loop, drain, shutdown."""
+
+    ready_note = ""
+    """What the parent is told along with being ready."""
+
+    def __init__(self) -> None:
+        self.stopping = asyncio.Event()
+
+    @abc.abstractmethod
+    async def startup(self) -> None:
+        """Open sockets and load what is needed; returning means ready."""
+
+    async def main_loop(self) -> None:
+        """Work until asked to stop."""
+        await self.stopping.wait()
+
+    async def drain(self) -> None:  # noqa: B027 - most services have nothing to finish
+        """Finish what was accepted. Cut short by a second signal."""
+
+    @abc.abstractmethod
+    async def shutdown(self) -> None:
+        """Close everything."""
+
+
+def run_service(process_type: type[T], make: Callable[[T], Service]) -> None:
+    """Run a service to its end, then exit the process."""
+    import uvloop
+
+    told = bootstrap(process_type)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(die_of_exception)
+        service = make(told)
+        await service.startup()
+        drained = asyncio.Event()
+
+        def on_terminate() -> None:
+            if service.stopping.is_set():
+                drained.set()
+            service.stopping.set()
+
+        loop.add_signal_handler(signal.SIGTERM, on_terminate)
+        report(f"ready {service.ready_note}")
+        await service.main_loop()
+        drain = asyncio.ensure_future(service.drain())
+        forced = asyncio.ensure_future(drained.wait())
+        await asyncio.wait({drain, forced}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (drain, forced):
+            task.cancel()
+        await service.shutdown()
+
+    try:
+        uvloop.run(main())
+    except MlxfleetError as error:
+        fail(error)
+    sys.exit(ExitCode.OK)
+
+
+def bootstrap(process_type: type[T]) -> T:
+    """Set up logging, title, signals and the watch on the parent; return what we are told."""
+    told = config.load(process_type, Path(sys.argv[1]))
+    name = str(getattr(told, "name", "process"))
+    configure_logging(name)
+    setproctitle.setproctitle(f"mlxfleet: {name}")
+    # The parent turns Ctrl-C into an orderly stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=exit_with_parent, name="parent-watch", daemon=True).start()
+    return told
+
+
+def configure_logging(name: str) -> None:
+    """One line a record on standard error, with the process's name."""
+    level = os.environ.get("MLXFLEET_LOG_LEVEL", "INFO").upper()
+    logging.basicConfig(
+        level=level, format=f"%(asctime)s {name} %(levelname)s %(message)s", stream=sys.stderr
+    )
+    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+
+
+def exit_with_parent() -> None:
+    """Wait for the parent's end of our standard input to close, then stop within a second."""
+    while os.read(0, 1024):
+        pass
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(PARENT_GONE_GRACE_S)
+    os._exit(ExitCode.PARENT_GONE)
+
+
+def report(news: str) -> None:
+    """Tell the parent one line, if there is one listening."""
+    descriptor = os.environ.get(STATUS_FD_ENV)
+    if descriptor is not None:
+        os.write(int(descriptor), (news.replace("\n", " ") + "\n").encode())
+
+
+def fail(error: MlxfleetError) -> None:
+    """Tell the parent why this process cannot go on, and exit with the error's code."""
+    report(f"failed {error}")
+    log.error("%s", error)
+    sys.exit(error.exit_code)
+
+
+def die_of_exception(loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+    """An exception nobody handled is a bug: end, loudly, and let the parent restart us."""
+    error = context.get("exception")
+    log.critical("%s", context.get("message"))
+    if isinstance(error, BaseException):
+        traceback.print_exception(error)
+    os._exit(ExitCode.INTERNAL)

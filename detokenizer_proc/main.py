@@ -1,0 +1,122 @@
+"""The detokenizer process: tokens from the nodes in, text for the router out."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import zmq
+
+from mlxfleet.common import channels
+from mlxfleet.common.client_service import ClientService
+from mlxfleet.common.config import DetokenizerProcess
+from mlxfleet.common.messages import (
+    CloseStream,
+    NodeToDetokenizer,
+    OpenStream,
+    RouterToDetokenizer,
+    StreamLost,
+    Text,
+    Tokens,
+)
+from mlxfleet.common.process import run_service
+from mlxfleet.common.tokenizer_files import load_fast_tokenizer
+from mlxfleet.detokenizer_proc.stream import GapError, Stream
+from mlxfleet.detokenizer_proc.vocabulary import Vocabulary
+
+MAX_STREAMS = 65536
+MAX_REMEMBERED = 4096
+
+
+class DetokenizerService(ClientService):
+    """Keeps the open streams; everything in them can be rebuilt from an OpenStream."""
+
+    def __init__(self, told: DetokenizerProcess) -> None:
+        super().__init__(told.name)
+        self._told = told
+        self._streams: OrderedDict[str, Stream] = OrderedDict()
+        self._closed_or_lost: OrderedDict[str, None] = OrderedDict()
+
+    async def startup(self) -> None:
+        """Load the tokenizer, listen for tokens, then connect to the router."""
+        told = self._told
+        self._vocabulary = Vocabulary(
+            load_fast_tokenizer(told.model_dir, trust_remote_code=told.trust_remote_code)
+        )
+        self._tokens = channels.Channel[NodeToDetokenizer, None](
+            self.context, zmq.PULL, NodeToDetokenizer, bind=told.token_address
+        )
+        self._tokens.attach(lambda _, message: self._on_tokens(message))
+        self.connect(RouterToDetokenizer, told.router_address, token_address=told.token_address)
+
+    async def shutdown(self) -> None:
+        """Close the links."""
+        self._tokens.close()
+        await super().shutdown()
+
+    def dropped_frames(self) -> int:
+        """Malformed frames from the router and the nodes."""
+        return self._tokens.dropped_frames + super().dropped_frames()
+
+    def on_message(self, message: OpenStream | CloseStream) -> None:
+        """Open or close a stream."""
+        match message:
+            case OpenStream():
+                self._closed_or_lost.pop(message.rid, None)
+                self._streams[message.rid] = Stream(self._vocabulary, message)
+                if len(self._streams) > MAX_STREAMS:
+                    self._streams.popitem(last=False)
+            case CloseStream():
+                self._streams.pop(message.rid, None)
+                self._remember(message.rid)
+
+    def _on_tokens(self, tokens: Tokens) -> None:
+        text = Text([], [], [], [], [], {}, {})
+        for position, rid in enumerate(tokens.rids):
+            stream = self._streams.get(rid)
+            if stream is None:
+                self._report_lost(rid)
+            else:
+                self._push(stream, tokens, position, text)
+        if text.rids:
+            self.router.send(text)
+
+    def _push(self, stream: Stream, tokens: Tokens, position: int, text: Text) -> None:
+        """Decode one entry of a step and append what it gave to the router's message."""
+        try:
+            piece = stream.push(
+                tokens.starts[position],
+                tokens.ids[position],
+                tokens.finish.get(position),
+                tokens.logprobs.get(position, []),
+            )
+        except GapError:
+            self._report_lost(stream.rid)
+            return
+        if piece is None:
+            return
+        row = len(text.rids)
+        text.rids.append(stream.rid)
+        text.starts.append(piece.start)
+        text.ids.append(piece.ids)
+        text.offsets.append(piece.offset)
+        text.texts.append(piece.text)
+        if piece.finish is not None:
+            text.finish[row] = piece.finish
+        if piece.logprobs:
+            text.logprobs[row] = piece.logprobs
+
+    def _report_lost(self, rid: str) -> None:
+        """Ask the router, once, to open a stream again that has a gap or is unknown here."""
+        if rid not in self._closed_or_lost:
+            self._remember(rid)
+            self.router.send(StreamLost(rid))
+
+    def _remember(self, rid: str) -> None:
+        self._closed_or_lost[rid] = None
+        if len(self._closed_or_lost) > MAX_REMEMBERED:
+            self._closed_or_lost.popitem(last=False)
+
+
+def main() -> None:
+    """Run the detokenizer to its end."""
+    run_service(DetokenizerProcess, DetokenizerService)

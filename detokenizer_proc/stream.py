@@ -1,0 +1,90 @@
+"""One sequence's way from tokens to text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mlxfleet.common.messages import Finish, OpenStream, TokenLogprobs, TokenTextLogprobs
+from mlxfleet.detokenizer_proc.incremental import make_decoder
+from mlxfleet.detokenizer_proc.stop import StopMatcher
+from mlxfleet.detokenizer_proc.token_text import describe
+from mlxfleet.detokenizer_proc.vocabulary import Vocabulary
+
+
+@dataclass
+class Piece:
+    """What some tokens gave: tokens from position `start`, text from character `offset`."""
+
+    start: int
+    offset: int
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish: Finish | None = None
+    logprobs: list[TokenTextLogprobs] = field(default_factory=list)
+
+
+class GapError(Exception):
+    """Tokens are missing before the ones that came."""
+
+
+class Stream:
+    """Decodes a sequence's tokens, watches for stop strings, decides how the sequence ended.
+
+    Rebuilding a stream after a restart replays its tokens and skips the text that was sent.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, opening: OpenStream) -> None:
+        self.rid = opening.rid
+        self._vocabulary = vocabulary
+        self._decoder = make_decoder(vocabulary, opening.prompt_tail)
+        self._stop = StopMatcher(opening.stop)
+        self._tokens = len(opening.output_ids)
+        self._chars = opening.sent_chars
+        replayed = "".join(self._decode(token) for token in opening.output_ids)
+        self._unsent = replayed[opening.sent_chars :]
+        self.finished = False
+
+    def push(
+        self,
+        start: int,
+        ids: list[int],
+        finish: Finish | None,
+        logprobs: list[TokenLogprobs],
+    ) -> Piece | None:
+        """Take tokens from position `start`; None if they are all known. GapError if some are
+        missing before them."""
+        known = self._tokens - start
+        if known < 0:
+            raise GapError(self.rid)
+        if self.finished or (known >= len(ids) and finish is None):
+            return None
+        piece = Piece(self._tokens, self._chars, text=self._unsent)
+        self._unsent = ""
+        for position in range(known, len(ids)):
+            token = ids[position]
+            ends = finish is not None and position == len(ids) - 1
+            # The end-of-sequence token is not part of the text.
+            if not (ends and finish is not None and finish.reason == "stop"):
+                piece.text += self._decode(token)
+            piece.ids.append(token)
+            if logprobs:
+                piece.logprobs.append(describe(self._vocabulary, token, logprobs[position]))
+            if self._stop.stopped:
+                break
+        self._finish(piece, finish)
+        self._tokens += len(piece.ids)
+        self._chars += len(piece.text)
+        return piece
+
+    def _finish(self, piece: Piece, finish: Finish | None) -> None:
+        if finish is not None and not self._stop.stopped:
+            piece.text += self._stop.push(self._decoder.flush())
+            piece.text += self._stop.flush()
+            piece.finish = finish
+        if self._stop.stopped:
+            cached_tokens = finish.cached_tokens if finish else 0
+            piece.finish = Finish("stop", cached_tokens)
+        self.finished = piece.finish is not None
+
+    def _decode(self, token: int) -> str:
+        return self._stop.push(self._decoder.push(token))

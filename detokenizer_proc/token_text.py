@@ -1,0 +1,21 @@
+"""Single tokens as the API shows them beside log-probabilities."""
+
+from __future__ import annotations
+
+from mlxfleet.common.messages import TokenLogprobs, TokenText, TokenTextLogprobs
+from mlxfleet.detokenizer_proc.vocabulary import Vocabulary
+
+
+def describe(vocabulary: Vocabulary, token: int, logprobs: TokenLogprobs) -> TokenTextLogprobs:
+    """A position's log-probabilities with texts for ids."""
+    top = zip(logprobs.top_ids, logprobs.top_logprobs, strict=True)
+    return TokenTextLogprobs(
+        token_text(vocabulary, token, logprobs.logprob),
+        [token_text(vocabulary, other, value) for other, value in top],
+    )
+
+
+def token_text(vocabulary: Vocabulary, token: int, logprob: float) -> TokenText:
+    """One token; part of a character shows as U+FFFD, its bytes are exact."""
+    raw = vocabulary.bytes_of(token)
+    return TokenText(raw.decode(errors="replace"), list(raw), logprob)

@@ -1,0 +1,70 @@
+"""The router's side of the detokenizer processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import zmq
+
+from mlxfleet.common import channels
+from mlxfleet.common.messages import (
+    DetokenizerToRouter,
+    Hello,
+    RouterToDetokenizer,
+    StreamLost,
+    Text,
+)
+from mlxfleet.router.pool import Pool
+
+
+class Detokenizers:
+    """Spreads streams over the detokenizers.
+
+    `on_text` takes new text; `on_lost` the rid of a stream that has to be opened again;
+    `on_fresh` the name of a detokenizer that has restarted.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        address: str,
+        session: str,
+        *,
+        on_text: Callable[[Text], None],
+        on_lost: Callable[[str], None],
+        on_fresh: Callable[[str], None],
+    ) -> None:
+        self.pool = Pool(channels.server(context, DetokenizerToRouter, address), session)
+        self._addresses: dict[str, str] = {}
+        self._on_text = on_text
+        self._on_lost = on_lost
+        self._on_fresh = on_fresh
+        self._next = 0
+        self.pool.channel.attach(self._on_message)
+
+    def addresses(self) -> dict[str, str]:
+        """Where each detokenizer takes tokens from nodes."""
+        return dict(self._addresses)
+
+    def assign(self) -> str | None:
+        """The detokenizer for the next stream, in turn; None if none is there."""
+        names = sorted(peer.name for peer in self.pool.alive()) or sorted(self.pool.peers)
+        if not names:
+            return None
+        self._next += 1
+        return names[self._next % len(names)]
+
+    def send(self, detokenizer: str, message: RouterToDetokenizer) -> bool:
+        """Send to a detokenizer; False if it is gone. Its streams are opened again later."""
+        return self.pool.send(detokenizer, message)
+
+    def _on_message(self, sender: bytes, message: DetokenizerToRouter) -> None:
+        match message:
+            case Text():
+                self._on_text(message)
+            case StreamLost():
+                self._on_lost(message.rid)
+            case Hello():
+                self._addresses[message.name] = message.token_address
+                if self.pool.greet(sender, message):
+                    self._on_fresh(message.name)

@@ -1,0 +1,103 @@
+"""The router process: HTTP in front, tokenizers, nodes and detokenizers behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import zmq
+from aiohttp import web
+
+from mlxfleet.common.config import RouterProcess
+from mlxfleet.common.errors import listen_error
+from mlxfleet.common.liveness import new_incarnation
+from mlxfleet.common.process import Service, run_service
+from mlxfleet.router.dispatcher import Dispatcher
+from mlxfleet.router.generation import Front
+from mlxfleet.router.http import Api
+from mlxfleet.router.metrics import FleetCollector, Metrics
+from mlxfleet.router.tokenizers import Tokenizers
+
+
+class RouterService(Service):
+    """Wires the HTTP API to the pools behind it."""
+
+    def __init__(self, told: RouterProcess) -> None:
+        super().__init__()
+        self._told = told
+
+    async def startup(self) -> None:
+        """Bind the links, then the HTTP port."""
+        told, options = self._told, self._told.options
+        session = new_incarnation()
+        self._context = zmq.Context()
+        metrics = Metrics()
+        self._tokenizers = Tokenizers(self._context, told.tokenizer_address, session)
+        self._dispatcher = Dispatcher(
+            self._context,
+            node_address=told.node_address,
+            detokenizer_address=told.detokenizer_address,
+            session=session,
+            max_sequences=options.max_requests,
+            node_wait_s=options.node_wait_s,
+            metrics=metrics,
+        )
+        metrics.in_flight.set_function(lambda: self._dispatcher.in_flight)
+        pools = {
+            "tokenizers": self._tokenizers.pool,
+            "detokenizers": self._dispatcher.detokenizers.pool,
+            "nodes": self._dispatcher.nodes.pool,
+        }
+        metrics.registry.register(FleetCollector(pools, lambda: self._dispatcher.nodes.status))
+        self._api = Api(
+            model_name=told.model_name,
+            api_keys=told.api_keys,
+            front=Front(self._tokenizers, self._dispatcher, options.default_max_tokens),
+            metrics=metrics,
+            can_generate=self._can_generate,
+        )
+        await self._listen(options.host, options.port, options.max_body_mb * 1_000_000)
+
+    async def drain(self) -> None:
+        """Refuse new requests and let running ones finish, up to the limit."""
+        self._api.draining = True
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._api.idle.wait(), self._told.options.drain_timeout_s)
+
+    async def shutdown(self) -> None:
+        """Close the HTTP server, then the links."""
+        await self._runner.cleanup()
+        for channel in (
+            self._tokenizers.pool.channel,
+            self._dispatcher.nodes.pool.channel,
+            self._dispatcher.detokenizers.pool.channel,
+        ):
+            channel.close()
+        self._context.term()
+
+    async def _listen(self, host: str, port: int, max_body_bytes: int) -> None:
+        self._runner = web.AppRunner(
+            self._api.application(max_body_bytes),
+            handler_cancellation=True,
+            access_log=None,
+            shutdown_timeout=1.0,
+        )
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, host, port).start()
+        except OSError as error:
+            raise listen_error(host, port, error) from error
+        # Port 0 has become a real one.
+        self.ready_note = str(self._runner.addresses[0][1])
+
+    def _can_generate(self) -> bool:
+        return bool(
+            self._dispatcher.nodes.ready()
+            and self._tokenizers.pool.alive()
+            and self._dispatcher.detokenizers.pool.alive()
+        )
+
+
+def main() -> None:
+    """Run the router to its end."""
+    run_service(RouterProcess, RouterService)

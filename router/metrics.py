@@ -1,0 +1,147 @@
+"""Prometheus metrics of the router and of what it knows about the processes behind it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from mlxfleet.common.messages import NodeStatus
+from mlxfleet.router.pool import Pool
+from mlxfleet.router.sequences import Sequence
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+
+class Metrics:
+    """What the router counts itself."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "mlxfleet_requests",
+            "HTTP requests for generation, by outcome.",
+            ["endpoint", "outcome"],
+            registry=self.registry,
+        )
+        self.ttft = Histogram(
+            "mlxfleet_time_to_first_token_seconds",
+            "From the start of a sequence to its first token at the router.",
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.inter_token = Histogram(
+            "mlxfleet_inter_token_seconds",
+            "Between two tokens of a sequence at the router.",
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.end_to_end = Histogram(
+            "mlxfleet_request_seconds",
+            "From the arrival of a request to its last byte.",
+            ["endpoint"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.prompt_tokens = Counter(
+            "mlxfleet_prompt_tokens", "Prompt tokens of started requests.", registry=self.registry
+        )
+        self.output_tokens = Counter(
+            "mlxfleet_output_tokens", "Tokens received from nodes.", registry=self.registry
+        )
+        self.recoveries = Counter(
+            "mlxfleet_recoveries",
+            "Sequences resumed after a process behind them restarted or lost messages.",
+            registry=self.registry,
+        )
+        self.in_flight = Gauge(
+            "mlxfleet_sequences_in_flight", "Sequences in the router.", registry=self.registry
+        )
+
+    def observe_tokens(self, sequence: Sequence, count: int, now: float) -> None:
+        """Record the arrival of `count` tokens at `now` (time.perf_counter)."""
+        self.output_tokens.inc(count)
+        if sequence.last_token is None:
+            self.ttft.observe(now - sequence.started)
+        else:
+            self.inter_token.observe((now - sequence.last_token) / count)
+        sequence.last_token = now
+
+    def render(self) -> bytes:
+        """The exposition format."""
+        return generate_latest(self.registry)
+
+
+class FleetCollector(Collector):
+    """Reads the processes' last reports at scrape time."""
+
+    def __init__(
+        self,
+        pools: dict[str, Pool],
+        statuses: Callable[[], dict[str, NodeStatus]],
+    ) -> None:
+        self._pools = pools
+        self._statuses = statuses
+
+    def collect(self) -> Iterator[Metric]:
+        """One family after the other."""
+        yield from self._processes()
+        yield from self._nodes()
+
+    def _processes(self) -> Iterator[Metric]:
+        restarts = CounterMetricFamily(
+            "mlxfleet_process_restarts", "Restarts seen by the router.", labels=["process"]
+        )
+        dropped = CounterMetricFamily(
+            "mlxfleet_dropped_frames", "Malformed frames dropped.", labels=["process"]
+        )
+        silence = GaugeMetricFamily(
+            "mlxfleet_process_silence_seconds", "Since the last heartbeat.", labels=["process"]
+        )
+        own = sum(pool.channel.dropped_frames for pool in self._pools.values())
+        dropped.add_metric(["router"], own)
+        now = time.monotonic()
+        for pool in self._pools.values():
+            for peer in pool.peers.values():
+                restarts.add_metric([peer.name], peer.restarts)
+                dropped.add_metric([peer.name], peer.dropped_frames)
+                silence.add_metric([peer.name], now - peer.last_seen)
+        for status in self._statuses().values():
+            worker = f"{status.name}/worker"
+            restarts.add_metric([worker], status.worker_restarts)
+            dropped.add_metric([worker], status.worker_dropped_frames)
+        yield from (restarts, dropped, silence)
+
+    def _nodes(self) -> Iterator[Metric]:
+        columns: list[tuple[str, str, Callable[[NodeStatus], float]]] = [
+            ("mlxfleet_queue_depth", "Sequences waiting on the node.", lambda s: s.queued),
+            ("mlxfleet_running_rows", "Sequences in the worker.", lambda s: s.running),
+            ("mlxfleet_kv_used_bytes", "KV cache reserved.", lambda s: s.kv_used_bytes),
+            (
+                "mlxfleet_kv_budget_bytes",
+                "KV cache that may be reserved.",
+                lambda s: s.model.kv_budget_bytes if s.model else 0,
+            ),
+            ("mlxfleet_worker_memory_bytes", "MLX memory.", lambda s: s.worker_memory_bytes),
+            ("mlxfleet_node_ready", "1 if the node can generate.", lambda s: s.can_generate),
+        ]
+        for name, text, read in columns:
+            family = GaugeMetricFamily(name, text, labels=["node"])
+            for status in self._statuses().values():
+                family.add_metric([status.name], float(read(status)))
+            yield family
+        steps = CounterMetricFamily("mlxfleet_worker_steps", "Worker steps.", labels=["node"])
+        for status in self._statuses().values():
+            steps.add_metric([status.name], status.steps)
+        yield steps

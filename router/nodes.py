@@ -1,0 +1,75 @@
+"""The router's side of the compute nodes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import zmq
+
+from mlxfleet.common import channels
+from mlxfleet.common.errors import UnavailableError
+from mlxfleet.common.messages import ModelInfo, NodeStatus, NodeToRouter, Rejected, RouterToNode
+from mlxfleet.router.pool import Pool
+
+
+class Nodes:
+    """Knows each node's last report and sends requests to them.
+
+    `on_rejected` takes a node's refusals; `on_fresh` the name of a node that has restarted.
+    `detokenizers` gives the addresses that nodes send tokens to.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        address: str,
+        session: str,
+        *,
+        detokenizers: Callable[[], dict[str, str]],
+        on_rejected: Callable[[Rejected], None],
+        on_fresh: Callable[[str], None],
+    ) -> None:
+        self.pool = Pool(channels.server(context, NodeToRouter, address), session)
+        self.status: dict[str, NodeStatus] = {}
+        self._detokenizers = detokenizers
+        self._on_rejected = on_rejected
+        self._on_fresh = on_fresh
+        self._changed = asyncio.Event()
+        self.pool.channel.attach(self._on_message)
+
+    @property
+    def model(self) -> ModelInfo | None:
+        """The model, as soon as a node has loaded it."""
+        return next((s.model for s in self.status.values() if s.model is not None), None)
+
+    def ready(self) -> list[NodeStatus]:
+        """Nodes that can generate now."""
+        alive = {peer.name for peer in self.pool.alive()}
+        return [s for s in self.status.values() if s.name in alive and s.can_generate]
+
+    async def pick(self, load: Callable[[str], int], wait_s: float) -> str:
+        """The ready node with the least load; waits for one, UnavailableError after `wait_s`."""
+        try:
+            async with asyncio.timeout(wait_s):
+                while not (ready := self.ready()):
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError as error:
+            raise UnavailableError("no node can generate now", retry_after_s=5) from error
+        return min(ready, key=lambda status: load(status.name)).name
+
+    def send(self, node: str, message: RouterToNode) -> bool:
+        """Send to a node; False if it is gone. It gets its requests again when it is back."""
+        return self.pool.send(node, message)
+
+    def _on_message(self, sender: bytes, message: NodeToRouter) -> None:
+        match message:
+            case NodeStatus():
+                fresh = self.pool.greet(sender, message, self._detokenizers())
+                self.status[message.name] = message
+                self._changed.set()
+                if fresh:
+                    self._on_fresh(message.name)
+            case Rejected():
+                self._on_rejected(message)

@@ -1,0 +1,258 @@
+"""Request bodies of the API: what is accepted, and a clear refusal of everything else."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from mlxfleet.common.errors import InvalidRequestError
+from mlxfleet.common.messages import Sampling
+
+MAX_CHOICES = 64
+MAX_STOPS = 16
+MAX_TOP_LOGPROBS = 20
+COMPLETION_DEFAULT_MAX_TOKENS = 16
+SEED_BITS = 63
+
+Count = Annotated[int, Meta(ge=1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Stop = Annotated[str, Meta(min_length=1)]
+
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "audio": (None,),
+    "best_of": (None, 1),
+    "echo": (None, False),
+    "function_call": (None, "none"),
+    "functions": (None, []),
+    "metadata": (None, {}),
+    "modalities": (None, ["text"]),
+    "parallel_tool_calls": (None, True),
+    "prediction": (None,),
+    "reasoning_effort": (None,),
+    "response_format": (None, {"type": "text"}),
+    "service_tier": (None, "auto", "default"),
+    "store": (None, False),
+    "suffix": (None, ""),
+    "tool_choice": (None, "none", "auto"),
+    "tools": (None, []),
+    "verbosity": (None,),
+    "web_search_options": (None,),
+}
+"""Parameters of OpenAI's API that are not honoured, with the values that ask for nothing."""
+
+
+class StreamOptions(Struct, forbid_unknown_fields=True):
+    """`include_usage`: a last chunk with the token counts."""
+
+    include_usage: bool | None = False
+
+
+class TextPart(Struct, forbid_unknown_fields=True):
+    """A piece of a message's content."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(Struct, forbid_unknown_fields=True):
+    """One message of a conversation. The null-only fields are what clients echo back."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    name: str | None = None
+    refusal: None = None
+    audio: None = None
+    annotations: Annotated[list[Any], Meta(max_length=0)] | None = None
+    function_call: None = None
+    tool_calls: Annotated[list[Any], Meta(max_length=0)] | None = None
+
+    def for_template(self) -> dict[str, str]:
+        """As a chat template wants it."""
+        content = self.content
+        text = content if isinstance(content, str) else "".join(part.text for part in content)
+        role = "system" if self.role == "developer" else self.role
+        named = {"name": self.name} if self.name is not None else {}
+        return {"role": role, "content": text, **named}
+
+
+class Parameters(Struct, forbid_unknown_fields=True, kw_only=True):
+    """What both endpoints take. None means the default."""
+
+    model: str | None = None
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    max_tokens: Count | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Share | None = None
+    top_k: Annotated[int, Meta(ge=-1)] | None = None
+    min_p: Share | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: Stop | Annotated[list[Stop], Meta(max_length=MAX_STOPS)] | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    ignore_eos: bool | None = False
+    user: str | None = None
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with the token counts."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def stops(self) -> list[str]:
+        """Stop strings as a list."""
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
+
+
+class ChatRequest(Parameters, kw_only=True):
+    """Body of POST /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Meta(min_length=1)]
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = False
+    top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+
+
+class CompletionRequest(Parameters, kw_only=True):
+    """Body of POST /v1/completions."""
+
+    prompt: str | list[Any]
+    logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+
+
+R = TypeVar("R", ChatRequest, CompletionRequest)
+
+
+def parse(kind: type[R], body: bytes) -> R:
+    """A request body as a checked structure; InvalidRequestError names the parameter."""
+    try:
+        raw = msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise InvalidRequestError(f"the body is not valid JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise InvalidRequestError("the body must be a JSON object")
+    known = kind.__struct_fields__
+    for name, value in raw.items():
+        harmless = UNSUPPORTED.get(name)
+        if harmless is not None and name not in known and value not in harmless:
+            raise InvalidRequestError(
+                f"{name} is not supported by this server", param=name, code="unsupported_parameter"
+            )
+    wanted = {k: v for k, v in raw.items() if k in known or k not in UNSUPPORTED}
+    try:
+        request = msgspec.convert(wanted, kind)
+    except msgspec.ValidationError as error:
+        raise invalid(error) from error
+    if request.stream_options is not None and not request.stream:
+        raise InvalidRequestError("stream_options needs stream", param="stream_options")
+    return request
+
+
+def invalid(error: msgspec.ValidationError) -> InvalidRequestError:
+    """Say which parameter is wrong, and how."""
+    text, _, path = str(error).partition(" - at `$")
+    if match := re.search(r"(unknown|missing required) field `([^`]*)`", text):
+        kind, name = match.groups()
+        param = path.strip("`.") + ("." if path else "") + name
+        word = "unknown parameter" if kind == "unknown" else "missing parameter"
+        code = "unknown_parameter" if kind == "unknown" else "missing_required_parameter"
+        return InvalidRequestError(f"{word}: {param}", param=param, code=code)
+    param = path.strip("`.")
+    return InvalidRequestError(f"{param}: {text}", param=param, code="invalid_value")
+
+
+def chat_max_tokens(request: ChatRequest) -> int | None:
+    """The limit a chat request states, under either name."""
+    stated = {n for n in (request.max_tokens, request.max_completion_tokens) if n is not None}
+    if len(stated) > 1:
+        raise InvalidRequestError(
+            "max_tokens and max_completion_tokens differ", param="max_completion_tokens"
+        )
+    return next(iter(stated), None)
+
+
+def chat_logprobs(request: ChatRequest) -> int | None:
+    """How many alternatives a chat request wants, None for no log-probabilities."""
+    if request.top_logprobs is not None and not request.logprobs:
+        raise InvalidRequestError("top_logprobs needs logprobs", param="top_logprobs")
+    return (request.top_logprobs or 0) if request.logprobs else None
+
+
+def make_sampling(
+    request: Parameters, *, max_tokens: int, logprobs: int | None, vocab_size: int
+) -> Sampling:
+    """The request's parameters with their defaults; a random seed if it gives none."""
+    seed = request.seed if request.seed is not None else secrets.randbits(SEED_BITS)
+    return Sampling(
+        seed=seed,
+        max_tokens=max_tokens,
+        temperature=default(request.temperature, 1.0),
+        top_p=default(request.top_p, 1.0),
+        top_k=min(max(default(request.top_k, 0), 0), vocab_size),
+        min_p=default(request.min_p, 0.0),
+        presence_penalty=default(request.presence_penalty, 0.0),
+        frequency_penalty=default(request.frequency_penalty, 0.0),
+        repetition_penalty=default(request.repetition_penalty, 1.0),
+        logit_bias=parse_logit_bias(request.logit_bias or {}, vocab_size),
+        logprobs=logprobs,
+        ignore_eos=bool(request.ignore_eos),
+    )
+
+
+V = TypeVar("V")
+
+
+def default(value: V | None, otherwise: V) -> V:
+    """The value, unless it is None."""
+    return otherwise if value is None else value
+
+
+def parse_logit_bias(bias: dict[str, float], vocab_size: int) -> dict[int, float]:
+    """Token ids to biases; JSON has only strings as keys."""
+    parsed = {}
+    for key, value in bias.items():
+        if not key.isascii() or not key.isdigit() or int(key) >= vocab_size:
+            raise InvalidRequestError(
+                f"logit_bias: {key!r} is not a token id below {vocab_size}", param="logit_bias"
+            )
+        parsed[int(key)] = value
+    return parsed
+
+
+def split_prompt(prompt: str | list[Any], vocab_size: int) -> list[str] | list[list[int]]:
+    """A completion's prompt as a list of texts or a list of token id lists."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if prompt and all(isinstance(item, str) for item in prompt):
+        return prompt
+    token_lists = [prompt] if prompt and all(is_int(item) for item in prompt) else prompt
+    if not prompt or not all(is_token_list(item, vocab_size) for item in token_lists):
+        raise InvalidRequestError(
+            "prompt must be a string, a list of strings, a list of token ids or a list of lists"
+            f" of token ids, none of them empty, with token ids below {vocab_size}",
+            param="prompt",
+            code="invalid_value",
+        )
+    return token_lists
+
+
+def is_int(value: object) -> bool:
+    """An integer that is not a truth value."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_token_list(value: object, vocab_size: int) -> bool:
+    """A list of at least one token id."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(is_int(item) and 0 <= item < vocab_size for item in value)
+    )

@@ -1,0 +1,56 @@
+"""Processes of one kind that present themselves to the router over one socket."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from mlxfleet.common.channels import Channel
+from mlxfleet.common.liveness import Peer
+from mlxfleet.common.messages import PROTOCOL_VERSION, Hello, NodeStatus, Refused, Welcome
+
+log = logging.getLogger(__name__)
+
+
+class Pool:
+    """Keeps track of who is there, under which identity, and how often each has restarted."""
+
+    def __init__(self, channel: Channel[Any, Any], session: str) -> None:
+        self.channel = channel
+        self._session = session
+        self.peers: dict[str, Peer] = {}
+
+    def greet(
+        self, sender: bytes, hello: Hello | NodeStatus, detokenizers: dict[str, str] | None = None
+    ) -> bool:
+        """Take note of a heartbeat; True if it is the first of a new incarnation."""
+        if hello.version != PROTOCOL_VERSION:
+            reason = f"it speaks protocol {hello.version}, this router {PROTOCOL_VERSION}"
+            log.error("refused %s: %s", hello.name, reason)
+            self.channel.send(Refused(reason), to=sender)
+            return False
+        known = self.peers.get(hello.name)
+        fresh = known is None or known.incarnation != hello.incarnation
+        if fresh:
+            restarts = known.restarts + 1 if known else 0
+            self.peers[hello.name] = known = Peer(
+                hello.name, sender, hello.incarnation, time.monotonic(), restarts
+            )
+            log.info("%s is here%s", hello.name, " again" if restarts else "")
+        assert known is not None
+        known.last_seen = time.monotonic()
+        known.dropped_frames = hello.dropped_frames
+        self.channel.send(Welcome(self._session, detokenizers or {}), to=sender)
+        return fresh
+
+    def send(self, name: str, message: Any) -> bool:
+        """Send to a process by name; False if it is unknown or gone."""
+        peer = self.peers.get(name)
+        return peer is not None and self.channel.send(message, to=peer.identity)
+
+    def alive(self) -> Iterable[Peer]:
+        """Those heard from lately."""
+        now = time.monotonic()
+        return [peer for peer in self.peers.values() if not peer.silent(now)]

@@ -1,0 +1,65 @@
+"""One generated sequence as the router sees it: everything needed to show it, and to resume it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+from mlxfleet.common.errors import RequestError
+from mlxfleet.common.messages import FinishReason, Sampling, TokenTextLogprobs
+
+
+@dataclass
+class Delta:
+    """What is new for the client since it was last asked."""
+
+    text: str = ""
+    logprobs: list[TokenTextLogprobs] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.text or self.logprobs or self.finish_reason)
+
+
+@dataclass(eq=False)
+class Sequence:
+    """A sequence in flight.
+
+    `wakeup` is shared by all sequences of one HTTP request. `output_ids` and `chars` are what has
+    arrived, whether the client has read it or not; `pending` is what it has not.
+    """
+
+    rid: str
+    prompt_ids: list[int]
+    sampling: Sampling
+    stop: list[str]
+    wakeup: asyncio.Event
+    node: str = ""
+    detokenizer: str = ""
+    output_ids: list[int] = field(default_factory=list)
+    chars: int = 0
+    pending: Delta = field(default_factory=Delta)
+    finish_reason: FinishReason | None = None
+    cached_tokens: int = 0
+    error: RequestError | None = None
+    started: float = field(default_factory=time.perf_counter)
+    last_token: float | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether its final message has come."""
+        return self.finish_reason is not None or self.error is not None
+
+    def fail(self, error: RequestError) -> None:
+        """End it with an error."""
+        if not self.ended:
+            self.error = error
+            self.wakeup.set()
+
+    def take(self) -> Delta:
+        """What is new; raises the error if it failed."""
+        if self.error is not None:
+            raise self.error
+        delta, self.pending = self.pending, Delta()
+        return delta

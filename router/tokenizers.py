@@ -1,0 +1,94 @@
+"""The router's side of the tokenizer processes."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import zmq
+
+from mlxfleet.common import channels
+from mlxfleet.common.errors import InvalidRequestError, UnavailableError
+from mlxfleet.common.messages import (
+    Hello,
+    TokenizeChat,
+    Tokenized,
+    TokenizeFailed,
+    TokenizerToRouter,
+    TokenizeText,
+)
+from mlxfleet.router.pool import Pool
+
+TIMEOUT_S = 60.0
+
+
+@dataclass
+class Job:
+    """A prompt being tokenized, and by whom ("" while nobody is there)."""
+
+    message: TokenizeText | TokenizeChat
+    answer: asyncio.Future[list[list[int]]]
+    tokenizer: str = ""
+
+
+class Tokenizers:
+    """Gives each prompt to the tokenizer with the least to do, and again if it dies."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, session: str) -> None:
+        self._pool = Pool(channels.server(context, TokenizerToRouter, address), session)
+        self._pool.channel.attach(self._on_message)
+        self._jobs: dict[str, Job] = {}
+
+    @property
+    def pool(self) -> Pool:
+        """Who is there."""
+        return self._pool
+
+    async def tokenize(self, message: TokenizeText | TokenizeChat) -> list[list[int]]:
+        """Token ids per prompt. InvalidRequestError if they cannot be encoded,
+        UnavailableError if no tokenizer answers in time."""
+        job = Job(message, asyncio.get_running_loop().create_future())
+        self._jobs[message.rid] = job
+        try:
+            self._assign(job)
+            async with asyncio.timeout(TIMEOUT_S):
+                return await job.answer
+        except TimeoutError as error:
+            raise UnavailableError("no tokenizer answered in time", retry_after_s=5) from error
+        finally:
+            del self._jobs[message.rid]
+
+    def _on_message(self, sender: bytes, message: TokenizerToRouter) -> None:
+        match message:
+            case Hello():
+                if self._pool.greet(sender, message):
+                    self._assign_again(message.name)
+            case Tokenized():
+                if (job := self._open_job(message.rid)) is not None:
+                    job.answer.set_result(message.token_ids)
+            case TokenizeFailed():
+                if (job := self._open_job(message.rid)) is not None:
+                    error = InvalidRequestError(message.message, param=message.param)
+                    job.answer.set_exception(error)
+
+    def _open_job(self, rid: str) -> Job | None:
+        job = self._jobs.get(rid)
+        return job if job is not None and not job.answer.done() else None
+
+    def _assign(self, job: Job) -> None:
+        names = [peer.name for peer in self._pool.alive()]
+        load = dict.fromkeys(names, 0)
+        for other in self._jobs.values():
+            if other.tokenizer in load:
+                load[other.tokenizer] += 1
+        for name in sorted(names, key=lambda name: load[name]):
+            if self._pool.send(name, job.message):
+                job.tokenizer = name
+                return
+        job.tokenizer = ""
+
+    def _assign_again(self, name: str) -> None:
+        """A tokenizer is new: what its predecessor had, or nobody had, is sent again."""
+        for job in self._jobs.values():
+            if job.tokenizer in ("", name):
+                self._assign(job)

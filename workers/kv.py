@@ -1,0 +1,125 @@
+"""KV storage of the running batch, behind one small interface chosen when a model is loaded.
+
+Sequences are prefilled into caches of their own (one mlx-lm cache per layer, batch size 1) and
+then join the running batch. Both storages work with any cache class that mlx-lm models make.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import mlx.core as mx
+from mlx_lm.models.cache import CacheList, make_prompt_cache
+
+Cache = list[Any]
+"""One mlx-lm cache object per layer."""
+
+
+class RunningCache(Protocol):
+    """KV state of the rows that decode together, in row order."""
+
+    def join(self, caches: Sequence[Cache]) -> None:
+        """Append rows whose prompts are prefilled."""
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Keep only these rows, in this order."""
+
+    def forward(self, model: Any, inputs: mx.array) -> mx.array:
+        """One decode step: inputs [rows] of token ids to logits [rows, vocabulary]."""
+
+
+class BatchedCache:
+    """mlx-lm's own batch caches: left-padded to the longest row, copied when rows change."""
+
+    def __init__(self) -> None:
+        self._layers: Cache = []
+
+    def join(self, caches: Sequence[Cache]) -> None:
+        """Append rows."""
+        merged = [layers[0].merge(list(layers)) for layers in zip(*caches, strict=True)]
+        if not self._layers:
+            self._layers = merged
+            return
+        for layer, more in zip(self._layers, merged, strict=True):
+            layer.extend(more)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Keep only these rows."""
+        if not rows:
+            self._layers = []
+            return
+        for layer in self._layers:
+            layer.filter(list(rows))
+
+    def forward(self, model: Any, inputs: mx.array) -> mx.array:
+        """One step for all rows together."""
+        logits: mx.array = model(inputs[:, None], cache=self._layers)
+        return logits[:, -1, :]
+
+
+class SeparateCaches:
+    """For caches that cannot be merged: rows run one after the other, at batch size 1."""
+
+    def __init__(self) -> None:
+        self._rows: list[Cache] = []
+
+    def join(self, caches: Sequence[Cache]) -> None:
+        """Append rows."""
+        self._rows.extend(caches)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Keep only these rows."""
+        self._rows = [self._rows[row] for row in rows]
+
+    def forward(self, model: Any, inputs: mx.array) -> mx.array:
+        """One step, row by row."""
+        logits = [
+            model(inputs[row : row + 1, None], cache=cache)[:, -1, :]
+            for row, cache in enumerate(self._rows)
+        ]
+        return mx.concatenate(logits)
+
+
+def can_merge(cache: Any) -> bool:
+    """Whether mlx-lm can batch a cache object, and everything inside it."""
+    if isinstance(cache, CacheList):
+        return all(can_merge(inner) for inner in cache.caches)
+    return hasattr(cache, "merge")
+
+
+def choose_running_cache(model: Any) -> type[BatchedCache] | type[SeparateCaches]:
+    """The storage for a model."""
+    mergeable = all(can_merge(cache) for cache in make_prompt_cache(model))
+    return BatchedCache if mergeable else SeparateCaches
+
+
+def flatten(cache: Cache) -> list[Any]:
+    """All cache objects, with lists of caches opened up."""
+    flat: list[Any] = []
+    for layer in cache:
+        flat.extend(flatten(list(layer.caches)) if isinstance(layer, CacheList) else [layer])
+    return flat
+
+
+def token_bytes(cache: Any) -> int:
+    """Bytes that one more token takes in a cache that holds keys and values."""
+    total = 0
+    for array in (cache.keys, cache.values):
+        parts = array if isinstance(array, tuple | list) else (array,)
+        total += sum(part.shape[1] * part.shape[-1] * part.dtype.size for part in parts)
+    return total
+
+
+def measure(cache: Cache) -> tuple[int, int, list[tuple[int, int]]]:
+    """What a used cache costs: (fixed bytes, bytes per token, [(window tokens, bytes)])."""
+    fixed = per_token = 0
+    windowed: dict[int, int] = {}
+    for layer in flatten(cache):
+        if getattr(layer, "keys", None) is None:
+            fixed += layer.nbytes
+        elif window := getattr(layer, "max_size", None):
+            windowed[window] = windowed.get(window, 0) + token_bytes(layer)
+        else:
+            per_token += token_bytes(layer)
+    return fixed, per_token, sorted(windowed.items())

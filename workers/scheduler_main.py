@@ -1,0 +1,189 @@
+"""The scheduler process: one per compute node, between the router and the MLX worker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+
+import zmq
+
+from mlxfleet.common import channels
+from mlxfleet.common.config import SchedulerProcess
+from mlxfleet.common.errors import RefusedError
+from mlxfleet.common.liveness import SILENT_AFTER_S, new_incarnation
+from mlxfleet.common.messages import (
+    PROTOCOL_VERSION,
+    Generate,
+    NodeStatus,
+    NodeToDetokenizer,
+    NodeToRouter,
+    Refused,
+    Release,
+    Resend,
+    Reset,
+    RouterToNode,
+    SchedulerToWorker,
+    Step,
+    Tokens,
+    Welcome,
+    WorkerStatus,
+    WorkerToScheduler,
+)
+from mlxfleet.common.process import Service, fail, run_service
+from mlxfleet.workers.scheduler import Scheduler
+
+log = logging.getLogger(__name__)
+
+STATUS_S = 0.25
+
+
+class SchedulerService(Service):
+    """Wires a Scheduler to its three links."""
+
+    def __init__(self, told: SchedulerProcess) -> None:
+        super().__init__()
+        self._told = told
+        self._scheduler = Scheduler(told.options)
+        self._incarnation = new_incarnation()
+        self._router_session = ""
+        self._epoch = ""
+        self._worker: WorkerStatus | None = None
+        self._worker_identity = b""
+        self._worker_seen = 0.0
+        self._worker_restarts = 0
+        self._detokenizers: dict[str, tuple[str, channels.Channel[None, NodeToDetokenizer]]] = {}
+
+    async def startup(self) -> None:
+        """Bind for the worker, connect to the router."""
+        self._context = zmq.Context()
+        self._workers: channels.Channel[WorkerToScheduler, SchedulerToWorker] = channels.server(
+            self._context, WorkerToScheduler, self._told.worker_address
+        )
+        self._router: channels.Channel[RouterToNode, NodeToRouter] = channels.client(
+            self._context,
+            RouterToNode,
+            self._told.router_address,
+            f"{self._told.name}:{self._incarnation}",
+        )
+        self._workers.attach(self._on_worker)
+        self._router.attach(lambda _, message: self._on_router(message))
+        self._reporting = asyncio.create_task(self._report_regularly())
+
+    async def shutdown(self) -> None:
+        """Close the links."""
+        self._reporting.cancel()
+        for _, channel in self._detokenizers.values():
+            channel.close()
+        self._workers.close()
+        self._router.close()
+        self._context.term()
+
+    def _on_router(self, message: RouterToNode) -> None:
+        match message:
+            case Generate():
+                if rejected := self._scheduler.submit(message):
+                    self._router.send(rejected)
+            case Release():
+                self._scheduler.release(message.rid)
+            case Resend():
+                self._resend(message)
+            case Welcome():
+                self._welcome(message)
+            case Refused():
+                fail(RefusedError(f"the router refused this node: {message.reason}"))
+        self._pump()
+
+    def _on_worker(self, sender: bytes, message: WorkerToScheduler) -> None:
+        match message:
+            case WorkerStatus():
+                self._worker_status(sender, message)
+            case Step() if message.epoch == self._epoch:
+                self._worker_seen = time.monotonic()
+                for detokenizer, tokens in self._scheduler.on_step(message):
+                    self._forward(detokenizer, tokens)
+        self._pump()
+
+    def _pump(self) -> None:
+        """Give the worker what it should do next."""
+        for command in self._scheduler.schedule():
+            self._workers.send(command, to=self._worker_identity)
+
+    def _worker_status(self, sender: bytes, status: WorkerStatus) -> None:
+        if status.version != PROTOCOL_VERSION:
+            log.error("worker speaks protocol %d, not %d", status.version, PROTOCOL_VERSION)
+            return
+        self._worker_seen = time.monotonic()
+        known = self._worker
+        self._worker = status
+        if known is not None and known.incarnation == status.incarnation:
+            return
+        self._worker_restarts += known is not None
+        self._worker_identity = sender
+        self._epoch = new_incarnation()
+        self._workers.send(Reset(self._epoch), to=sender)
+        for rejected in self._scheduler.worker_ready(status.model):
+            self._router.send(rejected)
+        self._send_status()
+
+    def _welcome(self, welcome: Welcome) -> None:
+        if welcome.session != self._router_session:
+            # A router that restarted has lost its clients.
+            self._scheduler.release_all()
+            self._router_session = welcome.session
+        for name, address in welcome.detokenizers.items():
+            known = self._detokenizers.get(name)
+            if known is None or known[0] != address:
+                if known is not None:
+                    known[1].close()
+                channel = channels.Channel[None, NodeToDetokenizer](
+                    self._context, zmq.PUSH, None, connect=address
+                )
+                self._detokenizers[name] = (address, channel)
+
+    def _resend(self, message: Resend) -> None:
+        match self._scheduler.resend(message):
+            case None:
+                pass
+            case (str(detokenizer), Tokens() as tokens):
+                self._forward(detokenizer, tokens)
+            case rejected:
+                self._router.send(rejected)
+
+    def _forward(self, detokenizer: str, tokens: Tokens) -> None:
+        """Send tokens on. What cannot be sent is asked for again when the gap is noticed."""
+        if (known := self._detokenizers.get(detokenizer)) is not None:
+            known[1].send(tokens)
+
+    async def _report_regularly(self) -> None:
+        while True:
+            self._send_status()
+            await asyncio.sleep(STATUS_S)
+
+    def _send_status(self) -> None:
+        worker = self._worker
+        alive = worker is not None and time.monotonic() - self._worker_seen < SILENT_AFTER_S
+        self._router.send(
+            NodeStatus(
+                name=self._told.node,
+                incarnation=self._incarnation,
+                model=worker.model if worker else None,
+                can_generate=alive,
+                running=self._scheduler.running,
+                queued=self._scheduler.queued,
+                max_running=self._told.options.max_running,
+                max_queue=self._told.options.max_queue,
+                kv_used_bytes=self._scheduler.kv_used_bytes,
+                steps=self._scheduler.steps,
+                worker_restarts=self._worker_restarts,
+                dropped_frames=self._router.dropped_frames + self._workers.dropped_frames,
+                worker_dropped_frames=worker.dropped_frames if worker else 0,
+                worker_memory_bytes=worker.memory_bytes if worker else 0,
+            )
+        )
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        run_service(SchedulerProcess, SchedulerService)
