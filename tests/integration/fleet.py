@@ -88,7 +88,7 @@ class Fleet:
         def find() -> psutil.Process | None:
             for child in psutil.Process(self.process.pid).children(recursive=True):
                 try:
-                    if child.cmdline() == [f"mlxfleet: {name}"]:
+                    if " ".join(child.cmdline()).strip() == f"mlxfleet: {name}":
                         return child
                 except psutil.Error:
                     continue

@@ -43,7 +43,10 @@ def test_streams_the_same_answer(demo_fleet: Fleet) -> None:
 def test_continues_a_text(demo_fleet: Fleet) -> None:
     client = demo_fleet.client()
     answer = client.completions.create(
-        model="SmolLM2-135M-Instruct", prompt="The capital of France is", max_tokens=2, temperature=0
+        model="SmolLM2-135M-Instruct",
+        prompt="The capital of France is",
+        max_tokens=2,
+        temperature=0,
     )
     assert answer.choices[0].text == " Paris."
     assert answer.choices[0].finish_reason == "length"

@@ -1,0 +1,142 @@
+"""A client that goes away frees what it held, whatever its request was doing."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.integration.fleet import Fleet, wait_for
+
+FREED_WITHIN_S = 0.2
+LONG = {"prompt": "Once", "max_tokens": 8000, "ignore_eos": True}
+SLOW_PREFILL = {"prompt": [1000] * 8000, "max_tokens": 10, "ignore_eos": True}
+
+
+def send(fleet: Fleet, body: dict[str, object]) -> socket.socket:
+    """Start a request and leave its connection open."""
+    host, _, port = fleet.url.removeprefix("http://").partition(":")
+    connection = socket.create_connection((host, int(port)))
+    data = json.dumps(body).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n"
+    connection.sendall(head.encode() + data)
+    return connection
+
+
+def busy(fleet: Fleet) -> tuple[float, float, float]:
+    """Rows in the worker, requests in the queue, sequences in the router."""
+    return (
+        fleet.metric("mlxfleet_running_rows", node="node-0"),
+        fleet.metric("mlxfleet_queue_depth", node="node-0"),
+        fleet.metric("mlxfleet_sequences_in_flight"),
+    )
+
+
+def assert_freed(fleet: Fleet) -> None:
+    """Everything is idle soon. The node reports four times a second, so its gauges lag."""
+    wait_for(lambda: busy(fleet) == (0, 0, 0), "the slot to be free", deadline_s=5)
+
+
+@pytest.fixture(scope="module")
+def narrow_fleet(tiny_model: Path):
+    """One row at a time, so that a second request waits."""
+    with Fleet("--model", str(tiny_model), "--max-running", "1", "--max-queue", "2") as fleet:
+        yield fleet
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_while_decoding(tiny_fleet: Fleet, stream: bool) -> None:
+    connection = send(tiny_fleet, {**LONG, "stream": stream})
+    wait_for(lambda: busy(tiny_fleet)[0] == 1, "a running row")
+    connection.close()
+    assert_freed(tiny_fleet)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_while_prefilling(tiny_fleet: Fleet, stream: bool) -> None:
+    tokens = tiny_fleet.metric("mlxfleet_output_tokens_total")
+    connection = send(tiny_fleet, {**SLOW_PREFILL, "stream": stream})
+    wait_for(lambda: busy(tiny_fleet)[0] == 1, "a running row")
+    connection.close()
+    assert_freed(tiny_fleet)
+    assert tiny_fleet.metric("mlxfleet_output_tokens_total") == tokens
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_while_queued(narrow_fleet: Fleet, stream: bool) -> None:
+    running = send(narrow_fleet, LONG)
+    wait_for(lambda: busy(narrow_fleet)[0] == 1, "a running row")
+    queued = send(narrow_fleet, {**LONG, "stream": stream})
+    wait_for(lambda: busy(narrow_fleet)[1] == 1, "a queued request")
+    queued.close()
+    wait_for(lambda: busy(narrow_fleet) == (1, 0, 1), "the queue to be empty", deadline_s=5)
+    running.close()
+    assert_freed(narrow_fleet)
+
+
+def test_slot_is_usable_at_once(narrow_fleet: Fleet) -> None:
+    """The next request gets the only slot as soon as the client before it is gone."""
+    durations = []
+    for _ in range(5):
+        holder = send(narrow_fleet, LONG)
+        wait_for(lambda: busy(narrow_fleet)[0] == 1, "a running row")
+        waiter = send(narrow_fleet, {"prompt": "Hi", "max_tokens": 1})
+        wait_for(lambda: busy(narrow_fleet)[1] == 1, "a queued request")
+        began = time.monotonic()
+        holder.close()
+        assert waiter.recv(1000).startswith(b"HTTP/1.1 200")
+        durations.append(time.monotonic() - began)
+        waiter.close()
+        assert_freed(narrow_fleet)
+    assert sorted(durations)[2] < FREED_WITHIN_S
+
+
+def test_full_queue_is_answered_429(narrow_fleet: Fleet) -> None:
+    held = [send(narrow_fleet, LONG) for _ in range(3)]
+    wait_for(lambda: busy(narrow_fleet)[:2] == (1, 2), "a full queue")
+    status, body, headers = narrow_fleet.post("/v1/completions", {"prompt": "Hi"})
+    assert status == 429
+    assert body["error"]["type"] == "rate_limit_error"
+    assert int(headers["Retry-After"]) >= 1
+    status, _, _ = narrow_fleet.post("/v1/completions", {"prompt": "Hi", "stream": True})
+    assert status == 429
+    for connection in held:
+        connection.close()
+    assert_freed(narrow_fleet)
+    assert (
+        narrow_fleet.metric(
+            "mlxfleet_requests_total", endpoint="completions", outcome="backpressure"
+        )
+        == 2
+    )
+
+
+def test_router_limit_is_answered_429(tiny_model: Path) -> None:
+    with Fleet("--model", str(tiny_model), "--max-requests", "2") as fleet:
+        held = [send(fleet, LONG) for _ in range(2)]
+        wait_for(lambda: busy(fleet)[2] == 2, "two sequences")
+        status, _, headers = fleet.post("/v1/completions", {"prompt": "Hi"})
+        assert (status, headers["Retry-After"]) == (429, "1")
+        status, body, _ = fleet.post("/v1/completions", {"prompt": "Hi", "n": 3})
+        assert (status, body["error"]["param"]) == (400, "n")
+        for connection in held:
+            connection.close()
+
+
+def test_admission_by_memory(tiny_model: Path) -> None:
+    """Two requests whose worst cases do not fit together run one after the other."""
+    with Fleet("--model", str(tiny_model), "--memory-gb", "0.016") as fleet:
+        budget = fleet.metric("mlxfleet_kv_budget_bytes", node="node-0")
+        too_much = fleet.post("/v1/completions", {"prompt": "Hi", "max_tokens": 8000})
+        assert too_much[0] == 400
+        assert "MB of KV cache" in too_much[1]["error"]["message"]
+        tokens = int(0.6 * budget / 1024)
+        held = [send(fleet, {**LONG, "max_tokens": tokens}) for _ in range(2)]
+        wait_for(lambda: busy(fleet)[:2] == (1, 1), "one to run and one to wait")
+        held[0].close()
+        wait_for(lambda: busy(fleet)[:2] == (1, 0), "the other to run")
+        assert 0 < fleet.metric("mlxfleet_kv_used_bytes", node="node-0") <= budget
+        held[1].close()

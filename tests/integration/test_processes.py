@@ -1,0 +1,278 @@
+"""The processes themselves: what there is, how they start, stop, and die with their parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mlxfleet.common.errors import ExitCode
+from tests.integration.fleet import COMMAND, Fleet, wait_for
+
+NAMES = {"router", "tokenizer-0", "detokenizer-0", "scheduler-0", "worker-0"}
+
+
+def children(fleet: Fleet) -> dict[str, psutil.Process]:
+    return {name: fleet.process_named(name) for name in NAMES}
+
+
+def maps(process: psutil.Process) -> str:
+    return Path(f"/proc/{process.pid}/maps").read_text()
+
+
+def launch_and_fail(*arguments: str, environment: dict[str, str] | None = None) -> tuple[int, str]:
+    """Exit code and standard error of a launch that cannot work."""
+    done = subprocess.run(
+        [COMMAND, "launch", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        env={**os.environ, **(environment or {})},
+        check=False,
+    )
+    return done.returncode, " ".join(done.stderr.split())
+
+
+def test_processes_have_names_and_are_separate(tiny_fleet: Fleet) -> None:
+    found = children(tiny_fleet)
+    assert len({process.pid for process in found.values()}) == len(NAMES)
+    shown = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    for name in NAMES:
+        assert f"mlxfleet: {name}" in shown
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="maps are read from /proc")
+def test_only_the_worker_maps_mlx(tiny_fleet: Fleet) -> None:
+    tiny_fleet.post("/v1/completions", {"prompt": "Hi", "max_tokens": 2})
+    with_mlx = {name for name, process in children(tiny_fleet).items() if "libmlx" in maps(process)}
+    assert with_mlx == {"worker-0"}
+    assert "libmlx" not in maps(psutil.Process(tiny_fleet.process.pid))
+
+
+def test_sockets_are_private_and_short(tiny_fleet: Fleet) -> None:
+    router = tiny_fleet.process_named("router")
+    paths = {c.laddr for c in router.net_connections(kind="unix") if str(c.laddr).endswith(".sock")}
+    assert len(paths) == 3
+    for path in map(Path, map(str, paths)):
+        assert len(str(path)) < 80
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    orders = Path(str(paths.pop())).parent / "router.json"
+    assert stat.S_IMODE(orders.stat().st_mode) == 0o600
+
+
+def test_no_child_survives_a_killed_parent(tiny_model: Path) -> None:
+    with Fleet("--model", str(tiny_model)) as fleet:
+        processes = list(children(fleet).values())
+        # Keep the worker busy, so that it is in native code when it happens.
+        busy = threading.Thread(target=ignore_errors, args=(fleet,))
+        busy.start()
+        wait_for(lambda: fleet.metric("mlxfleet_running_rows", node="node-0") > 0, "a running row")
+        fleet.process.kill()
+        _, alive = psutil.wait_procs(processes, timeout=2.0)
+        assert alive == []
+        busy.join(timeout=10)
+
+
+def ignore_errors(fleet: Fleet) -> None:
+    """A long request whose connection will break."""
+    try:
+        fleet.post(
+            "/v1/completions", {"prompt": "x " * 4000, "max_tokens": 2000, "ignore_eos": True}
+        )
+    except OSError:
+        return
+
+
+def test_drain_finishes_running_requests_and_refuses_new_ones(tiny_model: Path) -> None:
+    with Fleet("--model", str(tiny_model)) as fleet:
+        client = fleet.client()
+        stream = client.completions.create(
+            model="tiny",
+            prompt="Once",
+            max_tokens=300,
+            temperature=0,
+            stream=True,
+            extra_body={"ignore_eos": True},
+        )
+        first = next(iter(stream))
+        runtime = Path(str(router_socket(fleet))).parent
+        fleet.process.send_signal(signal.SIGTERM)
+        status, body, headers = wait_for(
+            lambda: (
+                found
+                if (found := fleet.post("/v1/completions", {"prompt": "late"}))[0] == 503
+                else None
+            ),
+            "new requests to be refused",
+        )
+        assert status == 503
+        assert "shutting down" in body["error"]["message"]
+        assert int(headers["Retry-After"]) > 0
+        assert fleet.get("/ready")[0] == 503
+        assert fleet.get("/health")[0] == 200
+        text = first.choices[0].text + "".join(chunk.choices[0].text for chunk in stream)
+        assert text
+        assert fleet.process.wait(timeout=30) == ExitCode.OK
+        assert not runtime.exists()
+
+
+def router_socket(fleet: Fleet) -> str:
+    connections = fleet.process_named("router").net_connections(kind="unix")
+    return next(str(c.laddr) for c in connections if str(c.laddr).endswith(".sock"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_second_signal_forces(tiny_model: Path, number: signal.Signals) -> None:
+    with Fleet("--model", str(tiny_model)) as fleet:
+        processes = list(children(fleet).values())
+        stream = fleet.client().completions.create(
+            model="tiny",
+            prompt="Once",
+            max_tokens=8000,
+            stream=True,
+            extra_body={"ignore_eos": True},
+        )
+        next(iter(stream))
+        fleet.process.send_signal(number)
+        wait_for(lambda: fleet.get("/ready")[0] == 503, "draining")
+        fleet.process.send_signal(number)
+        assert fleet.process.wait(timeout=10) == ExitCode.OK
+        stream.close()
+        assert psutil.wait_procs(processes, timeout=1)[1] == []
+
+
+def test_drain_limit(tiny_model: Path) -> None:
+    with Fleet("--model", str(tiny_model), "--drain-timeout-s", "0.2") as fleet:
+        stream = fleet.client().completions.create(
+            model="tiny",
+            prompt="Once",
+            max_tokens=8000,
+            stream=True,
+            extra_body={"ignore_eos": True},
+        )
+        next(iter(stream))
+        fleet.process.send_signal(signal.SIGTERM)
+        assert fleet.process.wait(timeout=10) == ExitCode.OK
+        stream.close()
+
+
+def test_several_tokenizers_and_detokenizers(tiny_model: Path) -> None:
+    with Fleet("--model", str(tiny_model), "--tokenizers", "2", "--detokenizers", "2") as fleet:
+        for name in ("tokenizer-1", "detokenizer-1"):
+            assert fleet.process_named(name)
+        prompts = [f"number {i}" for i in range(6)]
+        answer = fleet.client().completions.create(model="tiny", prompt=prompts, max_tokens=5)
+        assert answer.usage.completion_tokens == 30
+        fleet.kill("detokenizer-1")
+        answer = fleet.client().completions.create(model="tiny", prompt=prompts, max_tokens=5)
+        assert answer.usage.completion_tokens == 30
+
+
+def test_a_process_that_keeps_dying_ends_the_launch(tiny_model: Path) -> None:
+    with Fleet("--model", str(tiny_model)) as fleet:
+        seen: set[int] = set()
+        while fleet.process.poll() is None:
+            for child in psutil.Process(fleet.process.pid).children():
+                if child.pid not in seen and "detokenizer-0" in " ".join(child.cmdline()):
+                    seen.add(child.pid)
+                    child.kill()
+            wait_for(lambda: True, "nothing")
+            if len(seen) >= 6:
+                break
+        assert fleet.process.wait(timeout=30) == ExitCode.CRASH_LOOP
+        assert "detokenizer-0 was killed by SIGKILL, again and again" in fleet.output
+
+
+def test_port_in_use() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, output = launch_and_fail("--port", str(port))
+    assert code == ExitCode.PORT_IN_USE
+    assert f"port {port} on 127.0.0.1 is in use" in output
+
+
+def test_wrong_flags_and_values() -> None:
+    code, output = launch_and_fail("--prot", "1")
+    assert code == ExitCode.USAGE
+    assert "--port" in output
+    code, output = launch_and_fail("--port", "70000")
+    assert code == ExitCode.CONFIG
+    assert "--port" in output
+    code, output = launch_and_fail("--max-running", "0")
+    assert code == ExitCode.CONFIG
+    assert "--max-running" in output
+
+
+def test_wrong_model(tmp_path: Path) -> None:
+    code, output = launch_and_fail("--port", "0", "--model", str(tmp_path / "nothing"))
+    assert (code, "there is no folder" in output) == (ExitCode.MODEL, True)
+    code, output = launch_and_fail("--port", "0", "--model", str(tmp_path))
+    assert (code, "no config.json" in output) == (ExitCode.MODEL, True)
+
+
+def test_broken_model_says_why(tiny_model: Path, tmp_path: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text((tiny_model / name).read_text())
+    (tmp_path / "config.json").write_text('{"model_type": "no_such_architecture"}')
+    code, output = launch_and_fail("--port", "0", "--model", str(tmp_path))
+    assert code == ExitCode.MODEL
+    assert "no_such_architecture" in output
+
+
+def test_model_that_does_not_fit(tiny_model: Path) -> None:
+    code, output = launch_and_fail(
+        "--port", "0", "--model", str(tiny_model), "--memory-gb", "0.001"
+    )
+    assert code == ExitCode.MODEL
+    assert "--memory-gb" in output
+
+
+def test_hub_without_network() -> None:
+    code, output = launch_and_fail(
+        "--port", "0", "--model", "org/name", environment={"HF_HUB_OFFLINE": "1"}
+    )
+    assert code == ExitCode.NETWORK
+    assert "org/name" in output
+
+
+def test_public_address_needs_a_key(tiny_model: Path, tmp_path: Path) -> None:
+    code, output = launch_and_fail("--port", "0", "--host", "0.0.0.0")
+    assert code == ExitCode.CONFIG
+    assert "--api-key-file" in output
+    empty = tmp_path / "keys"
+    empty.write_text("# none\n")
+    code, output = launch_and_fail("--port", "0", "--api-key-file", str(empty))
+    assert code == ExitCode.CONFIG
+
+
+def test_api_keys(tiny_model: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("# team\nfirst-key\nsecond-key\n")
+    with Fleet(
+        "--model",
+        str(tiny_model),
+        "--api-key-file",
+        str(keys),
+        environment={"MLXFLEET_API_KEY": "third-key"},
+    ) as fleet:
+        body = {"prompt": "Hi", "max_tokens": 1}
+        for key in ("first-key", "second-key", "third-key"):
+            assert fleet.client(api_key=key).models.list().data
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "first-key"}):
+            status, answer, _ = fleet.post("/v1/completions", body, headers)
+            assert (status, answer["error"]["code"]) == (401, "invalid_api_key")
+        assert fleet.get("/health")[0] == fleet.get("/ready")[0] == 200
+        for process in (*children(fleet).values(), psutil.Process(fleet.process.pid)):
+            assert "-key" not in " ".join(process.cmdline()).replace("--api-key-file", "")
+        for name in NAMES:
+            assert "third-key" not in str(fleet.process_named(name).environ())

@@ -1,0 +1,115 @@
+"""Processes die in the middle of streams; the streams do not notice."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import pytest
+
+from tests.integration.fleet import Fleet, wait_for
+
+MODEL = "tiny"
+STREAMS = 8
+MAX_TOKENS = 150
+KILL_AFTER_CHUNKS = 20
+
+
+@dataclass
+class Stream:
+    """One stream's text so far."""
+
+    options: dict[str, object]
+    text: str = ""
+    chunks: int = 0
+    finish_reason: str | None = None
+    completion_tokens: int = 0
+    done: threading.Event = field(default_factory=threading.Event)
+
+    def run(self, fleet: Fleet) -> None:
+        try:
+            for chunk in fleet.client().completions.create(
+                model=MODEL, stream=True, stream_options={"include_usage": True}, **self.options
+            ):
+                if chunk.choices:
+                    self.text += chunk.choices[0].text
+                    self.finish_reason = chunk.choices[0].finish_reason
+                    self.chunks += 1
+                if chunk.usage:
+                    self.completion_tokens = chunk.usage.completion_tokens
+        finally:
+            self.done.set()
+
+
+def make_streams() -> list[Stream]:
+    """Half of them greedy, half seeded, of different prompt lengths."""
+    return [
+        Stream(
+            {
+                "prompt": "once upon a time " * (1 + 7 * i),
+                "max_tokens": MAX_TOKENS,
+                "temperature": 0.0 if i % 2 else 0.9,
+                "seed": i,
+                "extra_body": {"ignore_eos": True},
+            }
+        )
+        for i in range(STREAMS)
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_fleet: Fleet) -> list[Stream]:
+    streams = make_streams()
+    with ThreadPoolExecutor(STREAMS) as pool:
+        list(pool.map(lambda stream: stream.run(tiny_fleet), streams))
+    return streams
+
+
+@pytest.mark.parametrize(
+    "victims",
+    [
+        ["worker-0"],
+        ["detokenizer-0"],
+        ["scheduler-0"],
+        ["tokenizer-0"],
+        ["worker-0", "detokenizer-0"],
+        ["scheduler-0", "worker-0"],
+    ],
+    ids="+".join,
+)
+def test_streams_survive(tiny_fleet: Fleet, undisturbed: list[Stream], victims: list[str]) -> None:
+    streams = make_streams()
+    with ThreadPoolExecutor(STREAMS) as pool:
+        running = [pool.submit(stream.run, tiny_fleet) for stream in streams]
+        wait_for(
+            lambda: all(stream.chunks >= KILL_AFTER_CHUNKS for stream in streams),
+            "every stream to be under way",
+        )
+        for victim in victims:
+            tiny_fleet.kill(victim)
+        assert not any(stream.done.is_set() for stream in streams), "killed too late to matter"
+        for future in running:
+            future.result()
+    for stream, expected in zip(streams, undisturbed, strict=True):
+        assert stream.text == expected.text
+        assert stream.finish_reason == "length"
+        assert stream.completion_tokens == MAX_TOKENS
+    for victim in victims:
+        tiny_fleet.process_named(victim)
+    wait_for(lambda: tiny_fleet.get("/ready")[0] == 200, "ready again")
+    assert tiny_fleet.metric("mlxfleet_sequences_in_flight") == 0
+
+
+def test_prompts_survive_their_tokenizer(tiny_fleet: Fleet) -> None:
+    tiny_fleet.kill("tokenizer-0")
+    answer = tiny_fleet.client().completions.create(
+        model=MODEL, prompt="still here", max_tokens=4, temperature=0
+    )
+    assert answer.usage.completion_tokens == 4
+
+
+def test_restarts_are_counted(tiny_fleet: Fleet) -> None:
+    assert tiny_fleet.metric("mlxfleet_process_restarts_total", process="tokenizer-0") >= 1
+    assert tiny_fleet.metric("mlxfleet_process_restarts_total", process="detokenizer-0") >= 1
+    assert tiny_fleet.metric("mlxfleet_process_restarts_total", process="node-0") >= 1
