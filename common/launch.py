@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from mlxfleet.common import config
 from mlxfleet.common.blas import MISSING, find_openblas, worker_environment
 from mlxfleet.common.config import (
@@ -42,6 +44,7 @@ API_KEY_ENV = "MLXFLEET_API_KEY"
 READY_POLL_S = 0.02
 # macOS allows 104 bytes for a socket's path, and its own temporary folder takes half of them.
 RUNTIME_PARENT = "/tmp"
+RUNTIME_PREFIX = "mlxfleet-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +73,8 @@ def launch(options: Launch) -> None:
     model_dir, model_name = resolve_model(options.model)
     if sys.platform.startswith("linux") and find_openblas() is None:
         log.warning(MISSING)
-    runtime = Path(tempfile.mkdtemp(prefix="mlxfleet-", dir=RUNTIME_PARENT))
+    remove_stale_runtimes()
+    runtime = Path(tempfile.mkdtemp(prefix=f"{RUNTIME_PREFIX}{os.getpid()}-", dir=RUNTIME_PARENT))
     try:
         specs = make_specs(options, runtime, model_dir, model_name, keys)
         asyncio.run(supervise(specs, options.router))
@@ -157,6 +161,15 @@ def process_spec(
         stop_order=stop_order,
         stop_grace_s=stop_grace_s,
     )
+
+
+def remove_stale_runtimes() -> None:
+    """Remove what a launch that was killed left behind; it can hold API keys."""
+    for folder in Path(RUNTIME_PARENT).glob(f"{RUNTIME_PREFIX}*-*"):
+        owner = folder.name.removeprefix(RUNTIME_PREFIX).partition("-")[0]
+        ours = folder.is_dir() and folder.stat().st_uid == os.getuid()
+        if ours and owner.isdigit() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 async def supervise(specs: Sequence[ProcessSpec], router: RouterOptions) -> None:

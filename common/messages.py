@@ -10,13 +10,27 @@ sparse columns as dicts from an entry's position in those lists.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable, Sized
+from typing import Annotated, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 PROTOCOL_VERSION = 1
 
 FinishReason = Literal["stop", "length"]
+Count = Annotated[int, Meta(ge=0)]
+
+
+def check_columns(first: Sized, *others: Sized) -> None:
+    """Refuse columns of unequal length."""
+    if any(len(other) != len(first) for other in others):
+        raise ValueError("columns differ in length")
+
+
+def check_positions(column: Sized, *sparse: Iterable[int]) -> None:
+    """Refuse sparse columns that point outside the others."""
+    if any(not 0 <= position < len(column) for keys in sparse for position in keys):
+        raise ValueError("a position is outside the columns")
 
 
 class Sampling(Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -154,7 +168,7 @@ class Resend(Struct, tag="resend", frozen=True):
 
     rid: str
     detokenizer: str
-    start: int
+    start: Count
 
 
 class Release(Struct, tag="release", frozen=True):
@@ -206,10 +220,16 @@ class Tokens(Struct, tag="tokens", frozen=True):
     position `starts[i]` of the output. `logprobs[i]` has one entry per token."""
 
     rids: list[str]
-    starts: list[int]
+    starts: list[Count]
     ids: list[list[int]]
     finish: dict[int, Finish]
     logprobs: dict[int, list[TokenLogprobs]]
+
+    def __post_init__(self) -> None:
+        check_columns(self.rids, self.starts, self.ids)
+        check_positions(self.rids, self.finish, self.logprobs)
+        if any(len(entries) != len(self.ids[i]) for i, entries in self.logprobs.items()):
+            raise ValueError("not one log-probability per token")
 
 
 NodeToDetokenizer = Tokens
@@ -225,7 +245,7 @@ class OpenStream(Struct, tag="open_stream", frozen=True, kw_only=True):
     rid: str
     prompt_tail: list[int]
     output_ids: list[int]
-    sent_chars: int
+    sent_chars: Count
     stop: list[str]
 
 
@@ -258,12 +278,16 @@ class Text(Struct, tag="text", frozen=True):
     the text `texts[i]`, beginning at character `offsets[i]` of the output."""
 
     rids: list[str]
-    starts: list[int]
+    starts: list[Count]
     ids: list[list[int]]
-    offsets: list[int]
+    offsets: list[Count]
     texts: list[str]
     finish: dict[int, Finish]
     logprobs: dict[int, list[TokenTextLogprobs]]
+
+    def __post_init__(self) -> None:
+        check_columns(self.rids, self.starts, self.ids, self.offsets, self.texts)
+        check_positions(self.rids, self.finish, self.logprobs)
 
 
 class StreamLost(Struct, tag="stream_lost", frozen=True):
@@ -297,7 +321,7 @@ class Prefill(Struct, tag="prefill", frozen=True):
     """Run the next `tokens` prompt tokens of a row; commands run in order, one per decode step."""
 
     rid: str
-    tokens: int
+    tokens: Count
 
 
 class Abort(Struct, tag="abort", frozen=True):
@@ -332,6 +356,10 @@ class Step(Struct, tag="step", kw_only=True):
     prefilled: list[tuple[str, int]]
     decode_s: float
     prefill_s: float
+
+    def __post_init__(self) -> None:
+        check_columns(self.rids, self.ids)
+        check_positions(self.rids, self.finish, self.logprobs)
 
 
 WorkerToScheduler = WorkerStatus | Step

@@ -85,6 +85,10 @@ class Scheduler:
             self._leave(sequence)
             self._aborts.append(Abort(rid))
 
+    def knows(self, rid: str) -> bool:
+        """Whether a sequence is here, in any state."""
+        return rid in self._sequences
+
     def release_all(self) -> None:
         """Forget everything: the router that asked is gone."""
         for rid in list(self._sequences):

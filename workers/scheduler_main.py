@@ -54,6 +54,7 @@ class SchedulerService(Service):
         self._worker_seen = 0.0
         self._worker_restarts = 0
         self._detokenizers: dict[str, tuple[str, channels.Channel[None, NodeToDetokenizer]]] = {}
+        self._undelivered: dict[str, Resend] = {}
 
     async def startup(self) -> None:
         """Bind for the worker, connect to the router."""
@@ -152,13 +153,23 @@ class SchedulerService(Service):
                 self._router.send(rejected)
 
     def _forward(self, detokenizer: str, tokens: Tokens) -> None:
-        """Send tokens on. What cannot be sent is asked for again when the gap is noticed."""
-        if (known := self._detokenizers.get(detokenizer)) is not None:
-            known[1].send(tokens)
+        """Send tokens on. What cannot be sent now is sent with the next status report."""
+        known = self._detokenizers.get(detokenizer)
+        if known is not None and known[1].send(tokens):
+            return
+        for rid, start in zip(tokens.rids, tokens.starts, strict=True):
+            self._undelivered.setdefault(rid, Resend(rid, detokenizer, start))
+
+    def _deliver_again(self) -> None:
+        late, self._undelivered = self._undelivered, {}
+        for message in late.values():
+            if self._scheduler.knows(message.rid):
+                self._resend(message)
 
     async def _report_regularly(self) -> None:
         while True:
             self._send_status()
+            self._deliver_again()
             await asyncio.sleep(STATUS_S)
 
     def _send_status(self) -> None:

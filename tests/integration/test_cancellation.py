@@ -133,7 +133,7 @@ def test_admission_by_memory(tiny_model: Path) -> None:
         too_much = fleet.post("/v1/completions", {"prompt": "Hi", "max_tokens": 8000})
         assert too_much[0] == 400
         assert "MB of KV cache" in too_much[1]["error"]["message"]
-        tokens = int(0.6 * budget / 1024)
+        tokens = int(0.6 * budget / 512)
         held = [send(fleet, {**LONG, "max_tokens": tokens}) for _ in range(2)]
         wait_for(lambda: busy(fleet)[:2] == (1, 1), "one to run and one to wait")
         held[0].close()

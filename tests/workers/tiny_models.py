@@ -6,12 +6,7 @@ that an architecture knows; OVERRIDES holds what differs.
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
-
-import mlx.core as mx
-import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_unflatten
 
 VOCAB_SIZE = 120
 WINDOW = 12
