@@ -51,12 +51,14 @@ class Stream:
         finish: Finish | None,
         logprobs: list[TokenLogprobs],
     ) -> Piece | None:
-        """Take tokens from position `start`; None if they are all known. GapError if some are
-        missing before them."""
+        """Take tokens from position `start`; None if they are all known or nobody waits for
+        them. GapError if some are missing before them."""
+        if self.finished:
+            return None
         known = self._tokens - start
         if known < 0:
             raise GapError(self.rid)
-        if self.finished or (known >= len(ids) and finish is None):
+        if known >= len(ids) and finish is None:
             return None
         piece = Piece(self._tokens, self._chars, text=self._unsent)
         self._unsent = ""

@@ -1,0 +1,165 @@
+"""Garbage on every socket: counted, dropped, and nobody dies."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import zmq
+
+from mlxfleet.common import config
+from mlxfleet.common.config import (
+    DetokenizerProcess,
+    SchedulerOptions,
+    SchedulerProcess,
+    TokenizerProcess,
+    WorkerOptions,
+    WorkerProcess,
+)
+from mlxfleet.common.messages import Hello, NodeStatus, Text, WorkerStatus
+from tests.integration.fleet import Fleet, wait_for
+
+GOOD = msgspec.msgpack.encode(Text(["r"], [0], [[1]], [0], ["x"], {}, {}))
+GARBAGE = [
+    b"",
+    b"\x00",
+    b"\xc1",
+    GOOD[:-3],
+    GOOD + b"\x00",
+    b"\xff" * 1000,
+    msgspec.msgpack.encode({"type": "no_such_message"}),
+    msgspec.msgpack.encode({"type": "hello", "name": 5}),
+    msgspec.msgpack.encode({"type": "step", "rids": ["a"], "ids": "b"}),
+    msgspec.msgpack.encode([1, 2, 3]),
+    msgspec.msgpack.encode("text"),
+    b"\x91" * 100_000,
+    b"\x00" * (65 * 1024 * 1024),
+]
+
+
+def runtime_folder(fleet: Fleet) -> Path:
+    connections = fleet.process_named("router").net_connections(kind="unix")
+    return next(Path(str(c.laddr)).parent for c in connections if str(c.laddr).endswith(".sock"))
+
+
+def send(folder: Path, socket_name: str, kind: int, frames: list[bytes]) -> None:
+    """Send frames to a server's socket as a stranger would."""
+    with zmq.Context() as context, context.socket(kind) as socket:
+        socket.linger = 5000
+        socket.connect(f"ipc://{folder}/{socket_name}.sock")
+        for frame in frames:
+            socket.send(frame)
+
+
+@pytest.mark.parametrize(
+    ("socket_name", "kind", "process"),
+    [
+        ("tokenizers", zmq.DEALER, "router"),
+        ("detokenizers", zmq.DEALER, "router"),
+        ("nodes", zmq.DEALER, "router"),
+        ("tokens-0", zmq.PUSH, "detokenizer-0"),
+        ("worker-0", zmq.DEALER, "node-0"),
+    ],
+)
+def test_servers_drop_garbage(tiny_fleet: Fleet, socket_name: str, kind: int, process: str) -> None:
+    pids = {name: tiny_fleet.process_named(name).pid for name in ("router", "scheduler-0")}
+    before = tiny_fleet.metric("mlxfleet_dropped_frames_total", process=process)
+    send(runtime_folder(tiny_fleet), socket_name, kind, GARBAGE)
+    wait_for(
+        lambda: (
+            tiny_fleet.metric("mlxfleet_dropped_frames_total", process=process)
+            == before + len(GARBAGE)
+        ),
+        "the frames to be counted",
+        deadline_s=20,
+    )
+    answer = tiny_fleet.client().completions.create(model="tiny", prompt="Hi", max_tokens=3)
+    assert answer.usage.completion_tokens == 3
+    assert pids == {name: tiny_fleet.process_named(name).pid for name in pids}
+
+
+def orders_of(process: str, folder: str, model_dir: Path) -> tuple[object, str, type]:
+    """Orders, module and heartbeat of a process whose server is a socket of ours."""
+    server = f"ipc://{folder}/server.sock"
+    other = f"ipc://{folder}/other.sock"
+    match process:
+        case "tokenizer-0":
+            tokenizer = TokenizerProcess(
+                name=process, model_dir=model_dir, router_address=server, trust_remote_code=False
+            )
+            return tokenizer, "mlxfleet.tokenizer_proc", Hello
+        case "detokenizer-0":
+            detokenizer = DetokenizerProcess(
+                name=process,
+                model_dir=model_dir,
+                router_address=server,
+                token_address=other,
+                trust_remote_code=False,
+            )
+            return detokenizer, "mlxfleet.detokenizer_proc", Hello
+        case "scheduler-0":
+            scheduler = SchedulerProcess(
+                name=process,
+                node="node-0",
+                router_address=server,
+                worker_address=other,
+                options=SchedulerOptions(),
+            )
+            return scheduler, "mlxfleet.workers.scheduler_main", NodeStatus
+        case _:
+            worker = WorkerProcess(
+                name=process,
+                model_dir=model_dir,
+                scheduler_address=server,
+                options=WorkerOptions(),
+            )
+            return worker, "mlxfleet.workers.worker_main", WorkerStatus
+
+
+@pytest.mark.parametrize("process", ["tokenizer-0", "detokenizer-0", "scheduler-0", "worker-0"])
+def test_clients_drop_garbage(tiny_model: Path, process: str) -> None:
+    """The real process against a server that talks nonsense."""
+    with (
+        tempfile.TemporaryDirectory(prefix="mf-", dir="/tmp") as folder,
+        zmq.Context() as context,
+        context.socket(zmq.ROUTER) as server,
+    ):
+        orders, module, heartbeat = orders_of(process, folder, tiny_model)
+        config.save(orders, Path(folder) / "orders.json")
+        server.linger = 0
+        server.bind(f"ipc://{folder}/server.sock")
+        child = subprocess.Popen(
+            [sys.executable, "-m", module, f"{folder}/orders.json"],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        dropped = partial(dropped_by, server, msgspec.msgpack.Decoder(heartbeat))
+        try:
+            sender, count = dropped()
+            assert count == 0
+            for garbage in GARBAGE:
+                server.send_multipart([sender, garbage])
+            server.send_multipart([sender, GOOD, GOOD])
+            wait_for(
+                lambda: dropped()[1] == len(GARBAGE) + 1, "the frames to be counted", deadline_s=20
+            )
+            assert child.poll() is None
+        finally:
+            assert child.stdin is not None
+            child.stdin.close()
+            child.wait(timeout=10)
+
+
+def dropped_by(
+    server: zmq.Socket[bytes], decoder: msgspec.msgpack.Decoder[Any]
+) -> tuple[bytes, int]:
+    """The identity and count of dropped frames in a process's next heartbeat."""
+    assert server.poll(60_000), "the process is silent"
+    sender, frame = server.recv_multipart()
+    return sender, decoder.decode(frame).dropped_frames
