@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -45,6 +46,7 @@ class Fleet:
             env={**os.environ, **(environment or {})},
         )
         self.lines: list[str] = []
+        self._closing = contextlib.ExitStack()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -58,6 +60,7 @@ class Fleet:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._closing.close()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             self.process.send_signal(signal.SIGTERM)
@@ -80,7 +83,9 @@ class Fleet:
     def client(self, **options: Any) -> openai.OpenAI:
         """The official client."""
         settings = {"api_key": "none", "max_retries": 0, "timeout": 120.0, **options}
-        return openai.OpenAI(base_url=f"{self.url}/v1", **settings)
+        client = openai.OpenAI(base_url=f"{self.url}/v1", **settings)
+        self._closing.callback(client.close)
+        return client
 
     def process_named(self, name: str) -> psutil.Process:
         """The running child process of that name."""
