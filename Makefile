@@ -5,7 +5,7 @@ PORT ?= 8000
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test check format lock openblas clean
+.PHONY: serve test check format options lock openblas clean
 
 serve: $(VENV)/.ready-serve
 	@exec $(BIN)/mlxfleet launch --port $(PORT) $(ARGS)
@@ -19,6 +19,10 @@ check: $(VENV)/.ready-dev
 format: $(VENV)/.ready-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Writes the README's option table.
+options: $(VENV)/.ready-serve
+	$(BIN)/python -m mlxfleet.common.option_table README.md
 
 # Runs where the tested versions are to change; needs uv.
 lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -63,6 +64,8 @@ def demo_model_command(
 
 def main() -> None:
     """Entry point of the console command."""
+    # Until `launch` handles it, SIGTERM ends a download as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except MlxfleetError as error:
@@ -70,3 +73,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(ExitCode.FORCED)
+
+
+if __name__ == "__main__":
+    main()

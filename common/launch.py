@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import ipaddress
 import logging
 import os
@@ -69,7 +70,9 @@ def launch(options: Launch) -> None:
     configure_logging("launch")
     keys = read_api_keys(options.validated().router)
     refuse_open_port(options.router, keys)
-    check_port(options.router)
+    port = free_port(options.router)
+    router = dataclasses.replace(options.router, port=port)
+    options = dataclasses.replace(options, router=router)
     model_dir, model_name = resolve_model(options.model)
     if sys.platform.startswith("linux") and find_openblas() is None:
         log.warning(MISSING)
@@ -206,9 +209,8 @@ async def serve(
 ) -> None:
     """Start all processes and say when requests can come."""
     await supervisor.start(specs)
-    port = int(supervisor.note("router"))
     host = "127.0.0.1" if router.host in ("0.0.0.0", "::", "") else router.host
-    url = f"http://{bracketed(host)}:{port}"
+    url = f"http://{bracketed(host)}:{router.port}"
     while not await asyncio.to_thread(is_ready, url):  # noqa: ASYNC110 - HTTP has no event
         await asyncio.sleep(READY_POLL_S)
     print(f"ready {url}", flush=True)
@@ -267,8 +269,9 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def check_port(options: RouterOptions) -> None:
-    """Fail before the model is loaded if the port is taken."""
+def free_port(options: RouterOptions) -> int:
+    """The port to listen on, a free one for port 0. Fails before the model is loaded if it is
+    taken; a router that is restarted takes the same one again."""
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -276,3 +279,4 @@ def check_port(options: RouterOptions) -> None:
             probe.bind((options.host, options.port))
         except OSError as error:
             raise listen_error(options.host, options.port, error) from error
+        return int(probe.getsockname()[1])

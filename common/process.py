@@ -37,9 +37,6 @@ T = TypeVar("T")
 class Service(abc.ABC):
     """A long-lived asyncio process: startup, main loop, drain, shutdown."""
 
-    ready_note = ""
-    """What the parent is told along with being ready."""
-
     def __init__(self) -> None:
         self.stopping = asyncio.Event()
 
@@ -78,7 +75,7 @@ def run_service(process_type: type[T], make: Callable[[T], Service]) -> None:
             service.stopping.set()
 
         loop.add_signal_handler(signal.SIGTERM, on_terminate)
-        report(f"ready {service.ready_note}")
+        report("ready")
         await service.main_loop()
         drain = asyncio.ensure_future(service.drain())
         forced = asyncio.ensure_future(drained.wait())

@@ -47,10 +47,10 @@ class ProcessSpec:
 
 @dataclass
 class Run:
-    """One run of a process and what it has told us: a note when ready, a reason to end."""
+    """One run of a process and what it has told us."""
 
     process: asyncio.subprocess.Process
-    ready: asyncio.Future[str]
+    ready: asyncio.Future[None]
     reason: str = ""
 
 
@@ -80,10 +80,6 @@ class Supervisor:
     def pids(self) -> dict[str, int]:
         """Process ids by name."""
         return {name: child.run.process.pid for name, child in self._children.items()}
-
-    def note(self, name: str) -> str:
-        """What a process said when it became ready."""
-        return self._children[name].run.ready.result()
 
     async def start(self, specs: Sequence[ProcessSpec]) -> None:
         """Start all and wait until each is ready; ChildFailedError if one dies before that."""
@@ -196,8 +192,8 @@ class NewsProtocol(asyncio.Protocol):
         self._text += data.decode(errors="replace")
         *lines, self._text = self._text.split("\n")
         for line in lines:
-            if line.startswith("ready ") and not self._run.ready.done():
-                self._run.ready.set_result(line.removeprefix("ready "))
+            if line == "ready" and not self._run.ready.done():
+                self._run.ready.set_result(None)
             elif line.startswith("failed "):
                 self._run.reason = line.removeprefix("failed ")
 

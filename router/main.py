@@ -87,8 +87,6 @@ class RouterService(Service):
             await web.TCPSite(self._runner, host, port).start()
         except OSError as error:
             raise listen_error(host, port, error) from error
-        # Port 0 has become a real one.
-        self.ready_note = str(self._runner.addresses[0][1])
 
     def _can_generate(self) -> bool:
         return bool(

@@ -1,11 +1,16 @@
-"""Random numbers that depend on nothing but a seed and a position."""
+"""Random numbers that depend on nothing but a seed, a position and a token id.
+
+Sampling by the Gumbel-max trick with this noise is stable: a rounding difference in the logits
+changes the token only where two candidates are that close. Drawing one number and walking the
+cumulative distribution is not, because rounding moves all of its thousands of borders.
+"""
 
 from __future__ import annotations
 
+import mlx.core as mx
+
 MASK = (1 << 64) - 1
 GOLDEN_GAMMA = 0x9E3779B97F4A7C15
-# The largest value is short of 1 by more than a float32 rounding step.
-MANTISSA_BITS = 22
 
 
 def mix(z: int) -> int:
@@ -16,8 +21,25 @@ def mix(z: int) -> int:
     return z ^ (z >> 31)
 
 
-def uniform(seed: int, position: int) -> float:
-    """The number in [0, 1) with which the token at output position `position` is drawn."""
+def row_key(seed: int, position: int) -> tuple[int, int]:
+    """Two 32-bit numbers for the token at output position `position`."""
     state = mix((seed + GOLDEN_GAMMA) & MASK)
     bits = mix((state + (position + 1) * GOLDEN_GAMMA) & MASK)
-    return (bits >> (64 - MANTISSA_BITS)) / (1 << MANTISSA_BITS)
+    return bits >> 32, bits & 0xFFFFFFFF
+
+
+def scramble(x: mx.array) -> mx.array:
+    """The finalizer of MurmurHash3 (Appleby, public domain): a bijection on uint32."""
+    x = (x ^ (x >> 16)) * mx.array(0x85EBCA6B, dtype=mx.uint32)
+    x = (x ^ (x >> 13)) * mx.array(0xC2B2AE35, dtype=mx.uint32)
+    return x ^ (x >> 16)
+
+
+def gumbel(keys: mx.array, token_ids: mx.array) -> mx.array:
+    """Standard Gumbel noise [rows, n] float32 for row keys [rows, 2] uint32 and token ids [n] or
+    [rows, n]. A token's noise is the same whichever other tokens are asked for."""
+    first, second = keys[:, :1], keys[:, 1:]
+    bits = scramble(scramble(token_ids.astype(mx.uint32) ^ first) + second)
+    # Small numbers keep their precision; rounded to 1 a token cannot win, which is harmless.
+    uniform = (bits.astype(mx.float32) + 0.5) * 2.0**-32
+    return -mx.log(-mx.log1p(-uniform))

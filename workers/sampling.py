@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxfleet.common.messages import Sampling, TokenLogprobs
-from mlxfleet.workers.randomness import uniform
+from mlxfleet.workers.randomness import gumbel, row_key
 
 
 @dataclass
@@ -128,9 +128,10 @@ class Sampler:
         everything = len(self._drawn) == len(self._rows)
         some = logits if everything else logits[self._drawn_rows]
         numbers = [
-            uniform(self._rows[i].sampling.seed, self._rows[i].position) for i in self._drawn
+            row_key(self._rows[i].sampling.seed, self._rows[i].position) for i in self._drawn
         ]
-        drawn = draw(some.astype(mx.float32) / self._temperature, self._filters, column(numbers))
+        keys = mx.array(numbers, dtype=mx.uint32)
+        drawn = draw(some.astype(mx.float32) / self._temperature, self._filters, keys)
         if everything:
             return drawn
         tokens = mx.argmax(logits, axis=-1)
@@ -158,26 +159,27 @@ Filter = Callable[[mx.array], mx.array]
 
 
 def make_filters(samplings: Sequence[Sampling]) -> list[Filter]:
-    """The restrictions that at least one row asks for, each as probabilities to probabilities."""
+    """The restrictions that at least one row asks for. Each takes probabilities
+    [rows, vocabulary] and gives the least probability that may be drawn [rows, 1]."""
     filters: list[Filter] = []
-    if any(s.top_k > 0 for s in samplings) or any(s.top_p < 1 for s in samplings):
+    if any(s.top_k > 0 or s.top_p < 1 for s in samplings):
         filters.append(top_filter([s.top_k for s in samplings], [s.top_p for s in samplings]))
     if any(s.min_p > 0 for s in samplings):
         min_p = column([s.min_p for s in samplings])
-        filters.append(lambda p: mx.where(p >= min_p * mx.max(p, axis=-1, keepdims=True), p, 0.0))
+        filters.append(lambda p: min_p * mx.max(p, axis=-1, keepdims=True))
     return filters
 
 
 def top_filter(top_k: Sequence[int], top_p: Sequence[float]) -> Filter:
     """Top-k, then nucleus sampling (Holtzman et al. 2020) within what top-k left.
 
-    Both keep the tokens whose probability reaches a threshold, so that ties never depend on the
-    order in which a sort leaves them.
+    Thresholds on probabilities, so that ties never depend on the order in which a sort leaves
+    them.
     """
     ks = mx.array([[k] for k in top_k], dtype=mx.int32)
     ps = column(top_p)
 
-    def apply(probabilities: mx.array) -> mx.array:
+    def threshold(probabilities: mx.array) -> mx.array:
         descending = -mx.sort(-probabilities, axis=-1)
         rank = mx.arange(descending.shape[-1])[None]
         kept = mx.where((ks == 0) | (rank < ks), descending, 0.0)
@@ -185,21 +187,21 @@ def top_filter(top_k: Sequence[int], top_p: Sequence[float]) -> Filter:
         nucleus = (kept > 0) & ((ps >= 1) | (before < ps * mx.sum(kept, axis=-1, keepdims=True)))
         # The most likely token always stays, also at top_p 0.
         nucleus = nucleus | (rank == 0)
-        threshold = mx.min(mx.where(nucleus, descending, mx.inf), axis=-1, keepdims=True)
-        return mx.where(probabilities >= threshold, probabilities, 0.0)
+        return mx.min(mx.where(nucleus, descending, mx.inf), axis=-1, keepdims=True)
 
-    return apply
+    return threshold
 
 
-def draw(logits: mx.array, filters: Sequence[Filter], numbers: mx.array) -> mx.array:
-    """Inverse transform sampling: logits [rows, vocabulary], one number in [0, 1) a row
-    [rows, 1] to token ids [rows]."""
-    probabilities = mx.softmax(logits, axis=-1, precise=True)
-    for restrict in filters:
-        probabilities = restrict(probabilities)
-    cumulative = mx.cumsum(probabilities, axis=-1)
-    target = numbers * cumulative[:, -1:]
-    return mx.sum(cumulative <= target, axis=-1).astype(mx.uint32)
+def draw(logits: mx.array, filters: Sequence[Filter], keys: mx.array) -> mx.array:
+    """Sample by the Gumbel-max trick (Gumbel 1954): logits [rows, vocabulary] and row keys
+    [rows, 2] to token ids [rows]."""
+    allowed = logits
+    if filters:
+        probabilities = mx.softmax(logits, axis=-1, precise=True)
+        for threshold in filters:
+            allowed = mx.where(probabilities >= threshold(probabilities), allowed, -mx.inf)
+    noise = gumbel(keys, mx.arange(logits.shape[-1]))
+    return mx.argmax(allowed + noise, axis=-1)
 
 
 class Penalties:

@@ -127,7 +127,7 @@ def main() -> None:
         worker.startup()
     except MlxfleetError as error:
         fail(error)
-    report("ready ")
+    report("ready")
     worker.main_loop()
     worker.shutdown()
     sys.exit(ExitCode.OK)

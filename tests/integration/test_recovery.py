@@ -113,3 +113,27 @@ def test_restarts_are_counted(tiny_fleet: Fleet) -> None:
     assert tiny_fleet.metric("mlxfleet_process_restarts_total", process="tokenizer-0") >= 1
     assert tiny_fleet.metric("mlxfleet_process_restarts_total", process="detokenizer-0") >= 1
     assert tiny_fleet.metric("mlxfleet_process_restarts_total", process="node-0") >= 1
+
+
+def test_a_new_router_starts_with_empty_nodes(tiny_fleet: Fleet) -> None:
+    """Its clients are gone with it; what they held is free again."""
+    stream = Stream({"prompt": "Once", "max_tokens": 8000, "extra_body": {"ignore_eos": True}})
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(stream.run, tiny_fleet)
+        wait_for(lambda: stream.chunks > 3, "the stream to be under way")
+        tiny_fleet.kill("router")
+        with pytest.raises(Exception, match=r"(?i)peer|connection|read"):
+            running.result()
+    wait_for(lambda: answers(tiny_fleet), "the new router")
+    wait_for(lambda: tiny_fleet.get("/ready")[0] == 200, "ready again")
+    wait_for(lambda: tiny_fleet.metric("mlxfleet_running_rows", node="node-0") == 0, "no rows")
+    answer = tiny_fleet.client().completions.create(model=MODEL, prompt="Hi", max_tokens=3)
+    assert answer.usage.completion_tokens == 3
+
+
+def answers(fleet: Fleet) -> bool:
+    """Whether the router takes connections."""
+    try:
+        return fleet.get("/health")[0] == 200
+    except OSError:
+        return False

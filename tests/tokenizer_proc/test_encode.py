@@ -1,0 +1,58 @@
+"""Prompts to token ids, and clear refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlxfleet.common.messages import TokenizeChat, Tokenized, TokenizeFailed, TokenizeText
+from mlxfleet.common.tokenizer_files import load_tokenizer
+from mlxfleet.tokenizer_proc.encode import Encoder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(demo_model: Path) -> Any:
+    return load_tokenizer(demo_model, trust_remote_code=False)
+
+
+def test_texts(tokenizer: Any) -> None:
+    answer = Encoder(tokenizer).encode(TokenizeText("r", ["Hello world", "", "日本"]))
+    assert isinstance(answer, Tokenized)
+    assert answer.token_ids[:2] == [[19556, 905], []]
+    assert tokenizer.decode(answer.token_ids[2]) == "日本"
+
+
+def test_chat_is_rendered_with_the_template(tokenizer: Any) -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    answer = Encoder(tokenizer).encode(TokenizeChat("r", messages))
+    assert isinstance(answer, Tokenized)
+    assert tokenizer.decode(answer.token_ids[0]) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+def test_special_tokens_in_a_message_are_what_the_template_makes_of_them(tokenizer: Any) -> None:
+    answer = Encoder(tokenizer).encode(TokenizeChat("r", [{"role": "user", "content": ""}]))
+    assert isinstance(answer, Tokenized)
+
+
+@pytest.mark.parametrize(
+    ("template", "word"),
+    [
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        ("{% for m in messages %}{{ m.content + 1 }}{% endfor %}", "chat template"),
+        ("{% broken", "chat template"),
+        (None, "no chat template"),
+    ],
+)
+def test_refusals_name_the_messages(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, template: str | None, word: str
+) -> None:
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    answer = Encoder(tokenizer).encode(TokenizeChat("r", [{"role": "user", "content": "Hi"}]))
+    assert isinstance(answer, TokenizeFailed)
+    assert answer.param == "messages"
+    assert word in answer.message
