@@ -11,6 +11,7 @@ import mlx.core as mx
 
 MASK = (1 << 64) - 1
 GOLDEN_GAMMA = 0x9E3779B97F4A7C15
+BELOW_ONE = 1 - 2.0**-24
 
 
 def mix(z: int) -> int:
@@ -40,6 +41,6 @@ def gumbel(keys: mx.array, token_ids: mx.array) -> mx.array:
     [rows, n]. A token's noise is the same whichever other tokens are asked for."""
     first, second = keys[:, :1], keys[:, 1:]
     bits = scramble(scramble(token_ids.astype(mx.uint32) ^ first) + second)
-    # Small numbers keep their precision; rounded to 1 a token cannot win, which is harmless.
-    uniform = (bits.astype(mx.float32) + 0.5) * 2.0**-32
-    return -mx.log(-mx.log1p(-uniform))
+    # Rounded to 1, a number would make any token win.
+    uniform = mx.minimum((bits.astype(mx.float32) + 0.5) * 2.0**-32, BELOW_ONE)
+    return -mx.log(-mx.log(uniform))

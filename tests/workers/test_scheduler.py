@@ -1,0 +1,1021 @@
+"""The scheduler's decisions, and that they hold together whatever happens in which order."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import tempfile
+import time
+import zlib
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import zmq
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from mlxfleet.common import channels
+from mlxfleet.common.config import SchedulerOptions, SchedulerProcess
+from mlxfleet.common.messages import (
+    Abort,
+    Admit,
+    Finish,
+    FinishReason,
+    Generate,
+    ModelInfo,
+    NodeStatus,
+    NodeToRouter,
+    Prefill,
+    Rejected,
+    Resend,
+    Sampling,
+    SchedulerToWorker,
+    Step,
+    TokenLogprobs,
+    Tokens,
+    WorkerStatus,
+)
+from mlxfleet.workers import scheduler as scheduler_module
+from mlxfleet.workers.scheduler import CHUNKS_IN_FLIGHT, Scheduler
+from mlxfleet.workers.scheduler_main import SchedulerService
+
+MODEL = ModelInfo(
+    vocab_size=100,
+    context_length=200,
+    eos_ids=[0],
+    kv_budget_bytes=1000,
+    fixed_bytes=0,
+    bytes_per_token=1,
+    windowed=[],
+    weights_bytes=0,
+)
+DEADLINE_S = 5.0
+
+
+def generate(
+    rid: str,
+    prompt_tokens: int = 5,
+    *,
+    max_tokens: int = 10,
+    output_ids: Iterable[int] = (),
+    detokenizer: str = "d0",
+) -> Generate:
+    """A request with prompt ids 1, 2, 3, ..."""
+    return Generate(
+        rid=rid,
+        detokenizer=detokenizer,
+        prompt_ids=list(range(1, prompt_tokens + 1)),
+        output_ids=list(output_ids),
+        sampling=Sampling(seed=1, max_tokens=max_tokens),
+    )
+
+
+def make_scheduler(*, model: ModelInfo | None = MODEL, **options: Any) -> Scheduler:
+    """A scheduler whose worker is ready; chunks have 8 tokens as long as no step is timed."""
+    scheduler = Scheduler(SchedulerOptions(**{"max_chunk_tokens": 8, **options}))
+    if model is not None:
+        assert scheduler.worker_ready(model) == []
+    return scheduler
+
+
+def submit(scheduler: Scheduler, *rids: str, **request: Any) -> None:
+    """Queue requests that are taken."""
+    for rid in rids:
+        assert scheduler.submit(generate(rid, **request)) is None
+
+
+def make_step(
+    tokens: dict[str, int] | None = None,
+    *,
+    finish: dict[str, FinishReason] | None = None,
+    prefilled: Iterable[tuple[str, int]] = (),
+    logprobs: dict[str, TokenLogprobs] | None = None,
+) -> Step:
+    """What the worker did: a token per sequence, some of them the last."""
+    rids = list(tokens or {})
+    return Step(
+        epoch="",
+        rids=rids,
+        ids=list((tokens or {}).values()),
+        finish={rids.index(rid): reason for rid, reason in (finish or {}).items()},
+        logprobs={rids.index(rid): entry for rid, entry in (logprobs or {}).items()},
+        prefilled=list(prefilled),
+        decode_s=0.0,
+        prefill_s=0.0,
+    )
+
+
+def run_step(scheduler: Scheduler, *arguments: Any, **columns: Any) -> dict[str, Tokens]:
+    """Take in a step; its messages by detokenizer."""
+    sent = list(scheduler.on_step(make_step(*arguments, **columns)))
+    by_name = dict(sent)
+    assert len(by_name) == len(sent)
+    return by_name
+
+
+def admitted(commands: Iterable[SchedulerToWorker]) -> list[str]:
+    """Who was admitted, in order."""
+    return [command.rid for command in commands if isinstance(command, Admit)]
+
+
+def prefills(commands: Iterable[SchedulerToWorker]) -> list[tuple[str, int]]:
+    """Which chunks were sent, in order."""
+    return [(c.rid, c.tokens) for c in commands if isinstance(c, Prefill)]
+
+
+def aborted(commands: Iterable[SchedulerToWorker]) -> list[str]:
+    """Who was aborted, in order."""
+    return [command.rid for command in commands if isinstance(command, Abort)]
+
+
+# --- admission ------------------------------------------------------------------------------------
+
+
+def test_nothing_is_scheduled_before_a_worker_is_there() -> None:
+    scheduler = make_scheduler(model=None)
+    submit(scheduler, "a")
+    assert scheduler.schedule() == []
+    assert scheduler.queued == 1
+
+
+def test_requests_are_admitted_in_order() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "c", "a", "b")
+    assert admitted(scheduler.schedule()) == ["c", "a", "b"]
+
+
+def test_an_admission_carries_the_whole_request() -> None:
+    scheduler = make_scheduler()
+    scheduler.submit(generate("a", 3, max_tokens=7, output_ids=[50, 51]))
+    assert scheduler.schedule()[0] == Admit(
+        rid="a",
+        token_ids=[1, 2, 3, 50, 51],
+        n_output=2,
+        sampling=Sampling(seed=1, max_tokens=7),
+    )
+
+
+def test_no_more_run_than_max_running() -> None:
+    scheduler = make_scheduler(max_running=2)
+    submit(scheduler, "a", "b", "c")
+    assert admitted(scheduler.schedule()) == ["a", "b"]
+    assert (scheduler.running, scheduler.queued) == (2, 1)
+
+
+def test_the_end_of_one_admits_the_next() -> None:
+    scheduler = make_scheduler(max_running=1)
+    submit(scheduler, "a", "b")
+    scheduler.schedule()
+    run_step(scheduler, {"a": 7}, finish={"a": "stop"})
+    assert admitted(scheduler.schedule()) == ["b"]
+
+
+def test_a_request_waits_until_its_worst_case_fits_the_kv_budget() -> None:
+    scheduler = make_scheduler(model=msgspec.structs.replace(MODEL, kv_budget_bytes=30))
+    submit(scheduler, "a", "b", "c")
+    assert admitted(scheduler.schedule()) == ["a", "b"]
+    assert scheduler.kv_used_bytes == 30
+
+
+def test_a_small_request_does_not_overtake_a_large_one() -> None:
+    scheduler = make_scheduler(model=msgspec.structs.replace(MODEL, kv_budget_bytes=40))
+    submit(scheduler, "a")
+    submit(scheduler, "large", prompt_tokens=30)
+    submit(scheduler, "small", prompt_tokens=1)
+    assert admitted(scheduler.schedule()) == ["a"]
+
+
+def test_kv_bytes_count_windows_and_fixed_state() -> None:
+    model = msgspec.structs.replace(MODEL, fixed_bytes=100, windowed=[(6, 10)])
+    scheduler = make_scheduler(model=model)
+    submit(scheduler, "a")
+    scheduler.schedule()
+    assert scheduler.kv_used_bytes == 100 + 15 * 1 + 6 * 10
+
+
+def test_a_full_queue_refuses() -> None:
+    scheduler = make_scheduler(max_running=1, max_queue=2)
+    submit(scheduler, "running")
+    scheduler.schedule()
+    submit(scheduler, "a", "b")
+    refusal = scheduler.submit(generate("c"))
+    assert isinstance(refusal, Rejected)
+    assert (refusal.rid, refusal.code) == ("c", "queue_full")
+    assert scheduler.queued == 2
+    assert not scheduler.knows("c")
+
+
+def test_a_restarted_scheduler_takes_back_all_that_ran_and_waited() -> None:
+    scheduler = make_scheduler(model=None, max_running=2, max_queue=2)
+    refusals = [scheduler.submit(generate(rid, output_ids=[5])) for rid in "abcd"]
+    assert refusals == [None] * 4
+
+
+def test_a_request_beyond_the_context_is_refused_with_numbers() -> None:
+    scheduler = make_scheduler()
+    refusal = scheduler.submit(generate("a", 150, max_tokens=51))
+    assert isinstance(refusal, Rejected)
+    assert refusal.code == "too_long"
+    assert "201" in refusal.message
+    assert "200" in refusal.message
+
+
+def test_a_request_as_long_as_the_context_is_taken() -> None:
+    submit(make_scheduler(), "a", prompt_tokens=150, max_tokens=50)
+
+
+def test_a_request_beyond_the_kv_budget_is_refused_with_numbers() -> None:
+    model = msgspec.structs.replace(MODEL, bytes_per_token=1_000_000, kv_budget_bytes=14_000_000)
+    refusal = make_scheduler(model=model).submit(generate("a"))
+    assert isinstance(refusal, Rejected)
+    assert refusal.code == "too_long"
+    assert all(number in refusal.message for number in ("15 tokens", "15 MB", "14 MB"))
+
+
+def test_what_waited_for_the_first_worker_is_checked_when_it_comes() -> None:
+    scheduler = make_scheduler(model=None)
+    submit(scheduler, "long", prompt_tokens=300)
+    submit(scheduler, "a")
+    assert [(r.rid, r.code) for r in scheduler.worker_ready(MODEL)] == [("long", "too_long")]
+    assert admitted(scheduler.schedule()) == ["a"]
+
+
+def test_a_request_that_is_known_is_left_alone() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "a", "a")
+    assert scheduler.queued == 1
+    scheduler.schedule()
+    submit(scheduler, "a")
+    assert (scheduler.running, scheduler.queued) == (1, 0)
+
+
+# --- prefill --------------------------------------------------------------------------------------
+
+
+def test_all_but_the_last_prompt_token_is_prefilled_in_chunks() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "a", prompt_tokens=13)
+    assert prefills(scheduler.schedule()) == [("a", 8), ("a", 4)]
+
+
+def test_only_a_few_chunks_are_ahead_of_the_worker() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "a", prompt_tokens=41)
+    assert len(prefills(scheduler.schedule())) == CHUNKS_IN_FLIGHT
+    assert prefills(scheduler.schedule()) == []
+
+
+def test_a_chunk_that_is_reported_makes_room_for_the_next() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "a", prompt_tokens=41)
+    scheduler.schedule()
+    run_step(scheduler, prefilled=[("a", 8)])
+    assert prefills(scheduler.schedule()) == [("a", 8)]
+
+
+def test_a_chunk_of_a_dropped_row_makes_room_too() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "a", "b", prompt_tokens=41)
+    scheduler.schedule()
+    scheduler.release("a")
+    scheduler.schedule()
+    run_step(scheduler, prefilled=[("a", 0)])
+    run_step(scheduler, prefilled=[("a", 0)])
+    assert prefills(scheduler.schedule()) == [("b", 8)] * CHUNKS_IN_FLIGHT
+
+
+def test_the_oldest_is_prefilled_first() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "a", "b", prompt_tokens=13)
+    scheduler.schedule()
+    for tokens in (8, 4):
+        run_step(scheduler, prefilled=[("a", tokens)])
+    assert prefills(scheduler.schedule()) == [("b", 8), ("b", 4)]
+
+
+def test_a_one_token_prompt_needs_no_prefill() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "a", prompt_tokens=1)
+    commands = scheduler.schedule()
+    assert admitted(commands) == ["a"]
+    assert prefills(commands) == []
+    assert run_step(scheduler, {"a": 7})["d0"].ids == [[7]]
+
+
+def test_output_is_not_prefilled() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "a", prompt_tokens=2)
+    assert prefills(scheduler.schedule()) == [("a", 1)]
+    run_step(scheduler, prefilled=[("a", 1)])
+    run_step(scheduler, {"a": 7})
+    assert scheduler.schedule() == []
+
+
+def test_chunks_shrink_while_others_decode() -> None:
+    scheduler = make_scheduler(max_chunk_tokens=512, itl_budget_ms=100.0)
+    submit(scheduler, "a", prompt_tokens=101)
+    scheduler.schedule()
+    step = make_step(prefilled=[("a", 32)])
+    step.prefill_s = 0.1
+    list(scheduler.on_step(step))
+    idle = prefills(scheduler.schedule())
+    submit(scheduler, "decoding", prompt_tokens=1)
+    submit(scheduler, "b", prompt_tokens=101)
+    scheduler.schedule()
+    run_step(scheduler, prefilled=[("a", 32)])
+    run_step(scheduler, prefilled=idle)
+    assert idle[0][1] > 32
+    assert prefills(scheduler.schedule())[0] == ("b", 32)
+
+
+# --- tokens ---------------------------------------------------------------------------------------
+
+
+def test_tokens_carry_their_position_in_the_output() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "a", prompt_tokens=1)
+    submit(scheduler, "moved", prompt_tokens=1, output_ids=[50, 51])
+    scheduler.schedule()
+    run_step(scheduler, {"a": 7})
+    tokens = run_step(scheduler, {"a": 8, "moved": 9})["d0"]
+    assert tokens == Tokens(["a", "moved"], [1, 2], [[8], [9]], {}, {})
+
+
+def test_every_detokenizer_gets_one_message_a_step() -> None:
+    scheduler = make_scheduler()
+    for rid, name in [("a", "d0"), ("b", "d1"), ("c", "d0")]:
+        submit(scheduler, rid, prompt_tokens=1, detokenizer=name)
+    scheduler.schedule()
+    sent = run_step(scheduler, {"a": 7, "b": 8, "c": 9}, finish={"c": "length"})
+    assert sent == {
+        "d0": Tokens(["a", "c"], [0, 0], [[7], [9]], {1: Finish("length")}, {}),
+        "d1": Tokens(["b"], [0], [[8]], {}, {}),
+    }
+
+
+def test_log_probabilities_follow_their_token() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "a", "b", prompt_tokens=1)
+    scheduler.schedule()
+    entry = TokenLogprobs(-0.5, [9, 3], [-0.5, -2.0])
+    tokens = run_step(scheduler, {"a": 7, "b": 9}, logprobs={"b": entry})["d0"]
+    assert tokens.logprobs == {1: [entry]}
+
+
+def test_tokens_of_a_released_sequence_go_nowhere() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "a", prompt_tokens=1)
+    scheduler.schedule()
+    scheduler.release("a")
+    assert run_step(scheduler, {"a": 7}) == {}
+
+
+def test_a_finished_sequence_takes_no_more_tokens() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "a", prompt_tokens=1)
+    scheduler.schedule()
+    run_step(scheduler, {"a": 7}, finish={"a": "stop"})
+    assert run_step(scheduler, {"a": 8}) == {}
+
+
+def test_a_finish_frees_its_kv_bytes() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "a", "b")
+    scheduler.schedule()
+    run_step(scheduler, {"a": 7}, finish={"a": "stop"})
+    assert scheduler.kv_used_bytes == 15
+    assert scheduler.running == 1
+
+
+def test_only_so_many_finished_sequences_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler_module, "MAX_FINISHED_KEPT", 2)
+    scheduler = make_scheduler()
+    submit(scheduler, "a", "b", "c", prompt_tokens=1)
+    scheduler.schedule()
+    run_step(scheduler, {r: 7 for r in "abc"}, finish=dict.fromkeys("abc", "stop"))
+    assert [scheduler.knows(rid) for rid in "abc"] == [False, True, True]
+
+
+# --- release --------------------------------------------------------------------------------------
+
+
+def test_releasing_a_waiting_sequence_tells_the_worker_nothing() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "a")
+    scheduler.release("a")
+    assert scheduler.schedule() == []
+    assert scheduler.queued == 0
+
+
+def test_releasing_while_prefilling_aborts_and_frees() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "a", prompt_tokens=100)
+    scheduler.schedule()
+    scheduler.release("a")
+    assert (scheduler.running, scheduler.kv_used_bytes) == (0, 0)
+    assert scheduler.schedule() == [Abort("a")]
+
+
+def test_releasing_while_decoding_aborts_and_frees() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "a", prompt_tokens=1)
+    scheduler.schedule()
+    run_step(scheduler, {"a": 7})
+    scheduler.release("a")
+    assert (scheduler.running, scheduler.kv_used_bytes) == (0, 0)
+    assert scheduler.schedule() == [Abort("a")]
+    assert scheduler.schedule() == []
+
+
+def test_releasing_a_finished_sequence_tells_the_worker_nothing() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "a", prompt_tokens=1)
+    scheduler.schedule()
+    run_step(scheduler, {"a": 7}, finish={"a": "stop"})
+    scheduler.release("a")
+    assert scheduler.schedule() == []
+    assert not scheduler.knows("a")
+
+
+def test_releasing_twice_or_something_unknown_does_nothing() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "a")
+    scheduler.schedule()
+    for rid in ("a", "a", "never there"):
+        scheduler.release(rid)
+    assert scheduler.schedule() == [Abort("a")]
+    assert scheduler.kv_used_bytes == 0
+
+
+def test_aborts_come_before_admissions() -> None:
+    scheduler = make_scheduler(max_running=1)
+    submit(scheduler, "a", "b")
+    scheduler.schedule()
+    scheduler.release("a")
+    assert scheduler.schedule()[0] == Abort("a")
+
+
+def test_everything_is_released_when_the_router_is_gone() -> None:
+    scheduler = make_scheduler(max_running=2)
+    submit(scheduler, "finished", "running", "waiting", prompt_tokens=1)
+    scheduler.schedule()
+    run_step(scheduler, {"finished": 7}, finish={"finished": "stop"})
+    scheduler.release_all()
+    assert (scheduler.running, scheduler.queued, scheduler.kv_used_bytes) == (0, 0, 0)
+    assert aborted(scheduler.schedule()) == ["running"]
+
+
+# --- resend ---------------------------------------------------------------------------------------
+
+
+def decoded(*tokens: int, finish: FinishReason | None = None, **request: Any) -> Scheduler:
+    """A scheduler with a sequence `a` that has generated some tokens."""
+    scheduler = make_scheduler()
+    submit(scheduler, "a", prompt_tokens=1, **request)
+    scheduler.schedule()
+    for token in tokens[:-1]:
+        run_step(scheduler, {"a": token})
+    run_step(scheduler, {"a": tokens[-1]}, finish={"a": finish} if finish else {})
+    return scheduler
+
+
+def test_tokens_are_sent_again_from_a_position() -> None:
+    assert decoded(7, 8, 9).resend(Resend("a", "d0", 1)) == (
+        "d0",
+        Tokens(["a"], [1], [[8, 9]], {}, {}),
+    )
+
+
+def test_tokens_are_sent_again_after_the_finish() -> None:
+    assert decoded(7, 8, finish="length").resend(Resend("a", "d0", 0)) == (
+        "d0",
+        Tokens(["a"], [0], [[7, 8]], {0: Finish("length")}, {}),
+    )
+
+
+def test_a_finish_is_sent_again_without_tokens() -> None:
+    assert decoded(7, 8, finish="stop").resend(Resend("a", "d0", 2)) == (
+        "d0",
+        Tokens(["a"], [2], [[]], {0: Finish("stop")}, {}),
+    )
+
+
+def test_nothing_is_sent_again_if_nothing_is_missing() -> None:
+    assert decoded(7, 8).resend(Resend("a", "d0", 2)) is None
+
+
+def test_a_resend_moves_the_sequence_to_another_detokenizer() -> None:
+    scheduler = decoded(7)
+    scheduler.resend(Resend("a", "d1", 1))
+    assert run_step(scheduler, {"a": 8}) == {"d1": Tokens(["a"], [1], [[8]], {}, {})}
+
+
+def test_a_resend_of_something_unknown_is_refused() -> None:
+    refusal = make_scheduler().resend(Resend("a", "d0", 0))
+    assert isinstance(refusal, Rejected)
+    assert refusal.code == "unknown"
+
+
+def with_logprobs(scheduler: Scheduler, *tokens: int) -> None:
+    """Tokens of `a` whose log-probability is minus their id."""
+    for token in tokens:
+        run_step(scheduler, {"a": token}, logprobs={"a": TokenLogprobs(-token, [], [])})
+
+
+def test_log_probabilities_are_sent_again() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "a", prompt_tokens=1)
+    scheduler.schedule()
+    with_logprobs(scheduler, 7, 8, 9)
+    _, tokens = scheduler.resend(Resend("a", "d0", 1))
+    assert [entry.logprob for entry in tokens.logprobs[0]] == [-8, -9]
+
+
+def test_log_probabilities_of_a_moved_sequence_are_sent_again() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "a", prompt_tokens=1, output_ids=[50, 51])
+    scheduler.schedule()
+    with_logprobs(scheduler, 7, 8)
+    _, tokens = scheduler.resend(Resend("a", "d0", 2))
+    assert [entry.logprob for entry in tokens.logprobs[0]] == [-7, -8]
+
+
+def test_a_resend_from_before_a_move_does_not_kill_the_scheduler() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "a", prompt_tokens=1, output_ids=[50, 51])
+    scheduler.schedule()
+    with_logprobs(scheduler, 7)
+    _, tokens = scheduler.resend(Resend("a", "d0", 0))
+    assert tokens.ids == [[50, 51, 7]]
+
+
+# --- a worker dies --------------------------------------------------------------------------------
+
+
+def test_a_new_worker_gets_everything_again_in_order() -> None:
+    scheduler = make_scheduler(max_running=2)
+    submit(scheduler, "a", "b", "c")
+    scheduler.schedule()
+    assert scheduler.worker_ready(MODEL) == []
+    assert (scheduler.running, scheduler.queued, scheduler.kv_used_bytes) == (0, 3, 0)
+    assert admitted(scheduler.schedule()) == ["a", "b"]
+
+
+def test_a_sequence_continues_as_prompt_and_tokens_so_far() -> None:
+    scheduler = decoded(7, 8)
+    scheduler.worker_ready(MODEL)
+    admit, prefill = scheduler.schedule()
+    assert isinstance(admit, Admit)
+    assert (admit.token_ids, admit.n_output) == ([1, 7, 8], 2)
+    assert prefill == Prefill("a", 2)
+
+
+def test_positions_go_on_after_a_restart() -> None:
+    scheduler = decoded(7, 8)
+    scheduler.worker_ready(MODEL)
+    scheduler.schedule()
+    run_step(scheduler, prefilled=[("a", 2)])
+    assert run_step(scheduler, {"a": 9})["d0"].starts == [2]
+
+
+def test_chunks_of_a_dead_worker_are_not_waited_for() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "a", prompt_tokens=41)
+    scheduler.schedule()
+    scheduler.worker_ready(MODEL)
+    assert len(prefills(scheduler.schedule())) == CHUNKS_IN_FLIGHT
+
+
+def test_a_new_worker_is_not_told_of_old_aborts() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "a")
+    scheduler.schedule()
+    scheduler.release("a")
+    scheduler.worker_ready(MODEL)
+    assert scheduler.schedule() == []
+
+
+def test_a_finished_sequence_does_not_run_again() -> None:
+    scheduler = decoded(7, finish="stop")
+    scheduler.worker_ready(MODEL)
+    assert scheduler.schedule() == []
+    assert scheduler.resend(Resend("a", "d0", 0)) is not None
+
+
+def test_a_sequence_is_given_up_after_max_attempts() -> None:
+    scheduler = make_scheduler(max_attempts=2)
+    submit(scheduler, "a")
+    scheduler.schedule()
+    assert scheduler.worker_ready(MODEL) == []
+    scheduler.schedule()
+    (rejected,) = scheduler.worker_ready(MODEL)
+    assert (rejected.rid, rejected.code) == ("a", "failed")
+    assert "2 times" in rejected.message
+    assert not scheduler.knows("a")
+    assert scheduler.schedule() == []
+
+
+def test_waiting_through_the_deaths_of_a_worker_costs_no_attempt() -> None:
+    scheduler = make_scheduler(max_running=1, max_attempts=2)
+    submit(scheduler, "a", "b")
+    for _ in range(2):
+        scheduler.schedule()
+        scheduler.worker_ready(MODEL)
+    assert admitted(scheduler.schedule()) == ["b"]
+
+
+def test_a_smaller_worker_gives_up_what_does_not_fit_it() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "a", prompt_tokens=100)
+    submit(scheduler, "b")
+    scheduler.schedule()
+    smaller = msgspec.structs.replace(MODEL, kv_budget_bytes=20)
+    assert [(r.rid, r.code) for r in scheduler.worker_ready(smaller)] == [("a", "too_long")]
+    assert admitted(scheduler.schedule()) == ["b"]
+
+
+# --- a worker dies, with sockets ------------------------------------------------------------------
+
+
+async def until(condition: Callable[[], Any], what: str) -> Any:
+    """Wait until a condition holds, and return its value."""
+    end = time.monotonic() + DEADLINE_S
+    while not (value := condition()):
+        assert time.monotonic() < end, f"still waiting for {what}"
+        await asyncio.sleep(0.002)
+    return value
+
+
+@contextmanager
+def short_folder() -> Iterator[Path]:
+    """A folder whose name leaves room for a socket's."""
+    with tempfile.TemporaryDirectory(prefix="mf-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def run(test: Callable[[zmq.Context[Any], str], Awaitable[None]]) -> None:
+    """Run a test with a ZeroMQ context and the beginning of ipc addresses."""
+    with short_folder() as folder, zmq.Context() as context:
+        asyncio.run(test(context, f"ipc://{folder}/"))
+
+
+class FakeProcess:
+    """One end of a link; keeps what it was sent."""
+
+    def __init__(self, channel: channels.Channel[Any, Any]) -> None:
+        self.channel = channel
+        self.received: list[Any] = []
+        self.peers: list[bytes] = []
+        channel.attach(self._take)
+
+    def _take(self, sender: bytes, message: Any) -> None:
+        self.peers.append(sender)
+        self.received.append(message)
+
+    def of(self, kind: type) -> list[Any]:
+        """Messages of a kind."""
+        return [message for message in self.received if isinstance(message, kind)]
+
+
+def worker_process(context: zmq.Context[Any], address: str, incarnation: str) -> FakeProcess:
+    """A worker that has just presented itself."""
+    link = channels.client(context, SchedulerToWorker, address, incarnation)
+    link.send(
+        WorkerStatus(
+            incarnation=incarnation, model=MODEL, epoch="", memory_bytes=0, dropped_frames=0
+        )
+    )
+    return FakeProcess(link)
+
+
+def test_a_request_that_comes_between_two_workers_is_not_blamed() -> None:
+    async def test(context: zmq.Context[Any], base: str) -> None:
+        router = FakeProcess(channels.server(context, NodeToRouter, base + "router"))
+        service = SchedulerService(
+            SchedulerProcess(
+                name="scheduler-0",
+                node="node-0",
+                router_address=base + "router",
+                worker_address=base + "worker",
+                options=SchedulerOptions(max_attempts=1),
+            )
+        )
+        await service.startup()
+        first = worker_process(context, base + "worker", "first")
+        await until(lambda: first.received, "the first worker's reset")
+        first.channel.close()
+        await until(lambda: router.peers, "the node")
+        router.channel.send(generate("a"), to=router.peers[0])
+        await until(
+            lambda: any(s.running + s.queued == 1 for s in router.of(NodeStatus)), "the request"
+        )
+        second = worker_process(context, base + "worker", "second")
+        await until(lambda: second.of(Admit) or router.of(Rejected), "an answer")
+        outcome = [*second.of(Admit), *router.of(Rejected)]
+        second.channel.close()
+        router.channel.close()
+        await service.shutdown()
+        assert [type(message) for message in outcome] == [Admit]
+
+    run(test)
+
+
+# --- everything at once ---------------------------------------------------------------------------
+
+OPTIONS = SchedulerOptions(
+    max_running=3, max_queue=4, max_attempts=3, itl_budget_ms=50.0, max_chunk_tokens=8
+)
+SMALL = msgspec.structs.replace(
+    MODEL, context_length=60, kv_budget_bytes=170, fixed_bytes=3, windowed=[(16, 1)]
+)
+
+
+def token_at(rid: str, position: int) -> int:
+    """A sequence's token at an output position: no matter which worker generates it."""
+    return zlib.crc32(f"{rid}:{position}".encode()) % 50
+
+
+@dataclass
+class Row:
+    """A sequence in the fake worker."""
+
+    admit: Admit
+    generated: int
+    prefilled: int = 0
+
+    @property
+    def decodes(self) -> bool:
+        """Whether its prompt is prefilled."""
+        return self.prefilled == len(self.admit.token_ids) - 1
+
+
+class FakeWorker:
+    """Does with commands what the engine does, without a model."""
+
+    def __init__(self) -> None:
+        self.inbox: deque[SchedulerToWorker] = deque()
+        self.outbox: deque[Step] = deque()
+        self._rows: dict[str, Row] = {}
+        self._aborted: set[str] = set()
+        self._chunks: deque[Prefill] = deque()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self.inbox or self._chunks or any(r.decodes for r in self._rows.values()))
+
+    def step(self) -> None:
+        """Obey, decode every row that can, run one chunk."""
+        while self.inbox:
+            self._obey(self.inbox.popleft())
+        step = make_step()
+        for rid, row in list(self._rows.items()):
+            if row.decodes:
+                self._decode(step, rid, row)
+        if self._chunks:
+            step.prefilled.append(self._run_chunk(self._chunks.popleft()))
+            step.prefill_s = 0.001
+        if step.rids or step.prefilled:
+            self.outbox.append(step)
+
+    def _obey(self, command: SchedulerToWorker) -> None:
+        match command:
+            case Admit():
+                assert command.rid not in self._rows
+                self._rows[command.rid] = Row(command, command.n_output)
+            case Prefill():
+                self._chunks.append(command)
+            case Abort():
+                self._aborted.add(command.rid)
+                self._rows.pop(command.rid, None)
+
+    def _decode(self, step: Step, rid: str, row: Row) -> None:
+        token = token_at(rid, row.generated)
+        row.generated += 1
+        position = len(step.rids)
+        step.rids.append(rid)
+        step.ids.append(token)
+        if token == 0 or row.generated >= row.admit.sampling.max_tokens:
+            step.finish[position] = "length" if token else "stop"
+            del self._rows[rid]
+
+    def _run_chunk(self, chunk: Prefill) -> tuple[str, int]:
+        row = self._rows.get(chunk.rid)
+        if row is None:
+            assert chunk.rid in self._aborted
+            return chunk.rid, 0
+        row.prefilled += chunk.tokens
+        assert 0 < chunk.tokens <= OPTIONS.max_chunk_tokens
+        assert row.prefilled < len(row.admit.token_ids)
+        return chunk.rid, chunk.tokens
+
+
+@dataclass
+class Client:
+    """What one sequence should look like from outside."""
+
+    request: Generate
+    tokens: list[int]
+    in_worker: bool = False
+    deaths: int = 0
+    ends: int = 0
+
+    @property
+    def worst_case_tokens(self) -> int:
+        """Longest that it can become."""
+        return len(self.request.prompt_ids) + self.request.sampling.max_tokens
+
+    @property
+    def waits(self) -> bool:
+        """Whether it should be in the queue."""
+        return not self.in_worker and not self.ends
+
+
+class Fleet(RuleBasedStateMachine):
+    """A scheduler between clients that come and go and workers that die."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scheduler = Scheduler(OPTIONS)
+        self.worker: FakeWorker | None = None
+        self.clients: dict[str, Client] = {}
+        self.names = (f"r{number}" for number in itertools.count())
+        self.chunks_in_flight = 0
+
+    @initialize(early=st.booleans())
+    def first_worker(self, early: bool) -> None:
+        if early:
+            self.new_worker()
+
+    # --- what can happen
+
+    @rule(
+        prompt=st.integers(1, 40),
+        max_tokens=st.integers(1, 25),
+        moved=st.integers(0, 24),
+        detokenizer=st.sampled_from(["d0", "d1"]),
+    )
+    def submit(self, prompt: int, max_tokens: int, moved: int, detokenizer: str) -> None:
+        rid = next(self.names)
+        output_ids = [token_at(rid, position) for position in range(min(moved, max_tokens - 1))]
+        message = generate(
+            rid, prompt, max_tokens=max_tokens, output_ids=output_ids, detokenizer=detokenizer
+        )
+        fits = prompt + max_tokens <= SMALL.context_length or self.worker is None
+        refusal = self.scheduler.submit(message)
+        if refusal is None:
+            assert fits
+            self.clients[rid] = Client(message, list(output_ids))
+        elif refusal.code == "queue_full":
+            assert sum(client.waits for client in self.clients.values()) >= OPTIONS.max_queue
+        else:
+            assert refusal.code == "too_long"
+            assert not fits
+
+    @precondition(lambda self: self.clients)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        rid = data.draw(st.sampled_from(sorted(self.clients)))
+        del self.clients[rid]
+        self.scheduler.release(rid)
+        assert not self.scheduler.knows(rid)
+
+    @rule()
+    def schedule(self) -> None:
+        commands = self.scheduler.schedule()
+        if self.worker is None:
+            assert commands == []
+            return
+        for command in commands:
+            match command:
+                case Admit():
+                    self.check_admission(command)
+                case Prefill():
+                    self.chunks_in_flight += 1
+            self.worker.inbox.append(command)
+        assert self.chunks_in_flight <= CHUNKS_IN_FLIGHT
+
+    @precondition(lambda self: self.worker)
+    @rule()
+    def worker_steps(self) -> None:
+        assert self.worker is not None
+        self.worker.step()
+
+    @precondition(lambda self: self.worker and self.worker.outbox)
+    @rule()
+    def deliver(self) -> None:
+        assert self.worker is not None
+        step = self.worker.outbox.popleft()
+        self.chunks_in_flight -= len(step.prefilled)
+        sent = list(self.scheduler.on_step(step))
+        assert len({name for name, _ in sent}) == len(sent)
+        for name, tokens in sent:
+            self.receive(name, tokens)
+
+    @precondition(lambda self: self.worker)
+    @rule(times=st.integers(1, 5))
+    def turn(self, times: int) -> None:
+        for _ in range(times):
+            self.schedule()
+            self.worker_steps()
+            while self.worker and self.worker.outbox:
+                self.deliver()
+
+    @rule()
+    def new_worker(self) -> None:
+        self.worker = FakeWorker()
+        self.chunks_in_flight = 0
+        for client in self.clients.values():
+            client.deaths += client.in_worker
+            client.in_worker = False
+        for rejected in self.scheduler.worker_ready(SMALL):
+            client = self.clients[rejected.rid]
+            client.ends += 1
+            if rejected.code == "failed":
+                assert client.deaths == OPTIONS.max_attempts
+            else:
+                assert rejected.code == "too_long"
+                assert client.worst_case_tokens > SMALL.context_length
+
+    @precondition(lambda self: self.clients)
+    @rule(data=st.data())
+    def resend(self, data: st.DataObject) -> None:
+        rid = data.draw(st.sampled_from(sorted(self.clients)))
+        client = self.clients[rid]
+        start = data.draw(st.integers(0, len(client.tokens)))
+        match self.scheduler.resend(Resend(rid, client.request.detokenizer, start)):
+            case None:
+                assert start == len(client.tokens)
+                assert not client.ends
+            case (str(name), Tokens() as tokens):
+                assert name == client.request.detokenizer
+                assert tokens.ids == [client.tokens[start:]]
+                assert bool(tokens.finish) == bool(client.ends)
+            case rejected:
+                assert client.ends
+                assert rejected.code == "unknown"
+
+    # --- what must hold
+
+    def check_admission(self, admit: Admit) -> None:
+        waiting = [rid for rid, client in self.clients.items() if client.waits]
+        assert admit.rid == waiting[0]
+        client = self.clients[admit.rid]
+        assert admit.token_ids == client.request.prompt_ids + client.tokens
+        assert admit.n_output == len(client.tokens)
+        client.in_worker = True
+
+    def receive(self, name: str, tokens: Tokens) -> None:
+        for position, rid in enumerate(tokens.rids):
+            client = self.clients[rid]
+            assert client.request.detokenizer == name
+            assert not client.ends
+            assert tokens.starts[position] == len(client.tokens)
+            for token in tokens.ids[position]:
+                assert token == token_at(rid, len(client.tokens))
+                client.tokens.append(token)
+            if position in tokens.finish:
+                client.ends += 1
+                client.in_worker = False
+
+    @invariant()
+    def kv_bytes_are_those_of_the_running(self) -> None:
+        running = [client for client in self.clients.values() if client.in_worker]
+        used = sum(SMALL.kv_bytes(client.worst_case_tokens) for client in running)
+        assert self.scheduler.kv_used_bytes == used <= SMALL.kv_budget_bytes
+        assert self.scheduler.running == len(running) <= OPTIONS.max_running
+
+    @invariant()
+    def the_queue_is_bounded(self) -> None:
+        waiting = sum(client.waits for client in self.clients.values())
+        assert self.scheduler.queued == waiting <= OPTIONS.max_queue + OPTIONS.max_running
+
+    def teardown(self) -> None:
+        """In the end everything that is wanted has ended once, and nothing is left behind."""
+        self.new_worker()
+        assert self.worker is not None
+        self.schedule()
+        while self.worker.busy or self.worker.outbox:
+            self.turn(1)
+        assert [rid for rid, client in self.clients.items() if client.ends != 1] == []
+        for rid in self.clients:
+            self.scheduler.release(rid)
+        assert self.scheduler.schedule() == []
+        scheduler = self.scheduler
+        assert (scheduler.running, scheduler.queued, scheduler.kv_used_bytes) == (0, 0, 0)
+
+
+TestFleet = Fleet.TestCase
+TestFleet.settings = settings(
+    max_examples=60,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
