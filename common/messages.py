@@ -333,6 +333,13 @@ class Abort(Struct, tag="abort", frozen=True):
 SchedulerToWorker = Reset | Admit | Prefill | Abort
 
 
+class Admitted(Struct, tag="admitted", frozen=True):
+    """The worker has taken the row and is about to run it."""
+
+    epoch: str
+    rid: str
+
+
 class WorkerStatus(Struct, tag="worker_status", frozen=True, kw_only=True):
     """The worker presents itself, twice a second, also while it decodes."""
 
@@ -362,4 +369,4 @@ class Step(Struct, tag="step", kw_only=True):
         check_positions(self.rids, self.finish, self.logprobs)
 
 
-WorkerToScheduler = WorkerStatus | Step
+WorkerToScheduler = WorkerStatus | Admitted | Step

@@ -38,4 +38,4 @@ class ChunkSizer:
             return min(FIRST_CHUNK_TOKENS, self._max_tokens)
         budget_s = self._budget_s if decoding else self._budget_s * self.idle_factor
         tokens = int(self._tokens_per_s * budget_s)
-        return max(MIN_CHUNK_TOKENS, min(tokens, self._max_tokens))
+        return min(max(tokens, MIN_CHUNK_TOKENS), self._max_tokens)

@@ -63,7 +63,8 @@ class Scheduler:
         """Queue a request, or say why not. A request that is known already is left alone."""
         if message.rid in self._sequences:
             return None
-        if len(self._waiting) >= self._options.max_queue:
+        # Counted together: a scheduler that is restarted gets back what ran and what waited.
+        if self.running + self.queued >= self._options.max_running + self._options.max_queue:
             return Rejected(message.rid, "queue_full", "the node's queue is full")
         sequence = Sequence.of(message)
         if self._model is not None and (why := too_long(sequence, self._model)):
@@ -103,12 +104,14 @@ class Scheduler:
         ids = sequence.output_ids[message.start :]
         if not ids and sequence.finish is None:
             return None
+        # Tokens from before the sequence came here have none.
+        logprobs = sequence.logprobs[-len(ids) :] if ids else []
         return sequence.detokenizer, Tokens(
             rids=[sequence.rid],
             starts=[message.start],
             ids=[ids],
             finish={0: sequence.finish} if sequence.finish else {},
-            logprobs={0: sequence.logprobs[-len(ids) :]} if ids and sequence.logprobs else {},
+            logprobs={0: logprobs} if logprobs and len(logprobs) == len(ids) else {},
         )
 
     # --- what the worker tells ----------------------------------------------------------------
@@ -137,6 +140,11 @@ class Scheduler:
         for rejection in rejected:
             self.release(rejection.rid)
         return rejected
+
+    def on_admitted(self, rid: str) -> None:
+        """The worker runs a sequence from now on; if it dies, that may be the cause."""
+        if (sequence := self._running.get(rid)) is not None:
+            sequence.attempts += 1
 
     def on_step(self, step: Step) -> Iterator[tuple[str, Tokens]]:
         """Take in a step; yield its tokens per detokenizer."""
@@ -173,6 +181,9 @@ class Scheduler:
         assert self._model is not None
         while self._waiting and len(self._running) < self._options.max_running:
             sequence = self._waiting[0]
+            alone = self._last_chance(sequence)
+            if self._running and (alone or self._someone_runs_alone()):
+                return
             kv_bytes = self._model.kv_bytes(sequence.worst_case_tokens)
             if self.kv_used_bytes + kv_bytes > self._model.kv_budget_bytes:
                 return
@@ -181,7 +192,7 @@ class Scheduler:
             sequence.admitted_tokens = len(sequence.prompt_ids) + len(sequence.output_ids)
             # A one-token prompt has nothing to prefill.
             sequence.state = State.PREFILLING if sequence.prefill_tokens else State.DECODING
-            sequence.attempts += 1
+            sequence.alone = alone
             sequence.kv_bytes = kv_bytes
             self.kv_used_bytes += kv_bytes
             yield Admit(
@@ -190,6 +201,14 @@ class Scheduler:
                 n_output=len(sequence.output_ids),
                 sampling=sequence.sampling,
             )
+
+    def _last_chance(self, sequence: Sequence) -> bool:
+        """Whether this is a sequence's last attempt. It runs alone, so that one that kills its
+        worker takes no others along."""
+        return 0 < sequence.attempts == self._options.max_attempts - 1
+
+    def _someone_runs_alone(self) -> bool:
+        return next(iter(self._running.values())).alone
 
     def _prefill(self) -> Iterator[Prefill]:
         """Keep a few chunks ahead of the worker, oldest sequence first."""

@@ -15,6 +15,7 @@ from mlxfleet.common.errors import RefusedError
 from mlxfleet.common.liveness import SILENT_AFTER_S, new_incarnation
 from mlxfleet.common.messages import (
     PROTOCOL_VERSION,
+    Admitted,
     Generate,
     NodeStatus,
     NodeToDetokenizer,
@@ -100,6 +101,8 @@ class SchedulerService(Service):
         match message:
             case WorkerStatus():
                 self._worker_status(sender, message)
+            case Admitted() if message.epoch == self._epoch:
+                self._scheduler.on_admitted(message.rid)
             case Step() if message.epoch == self._epoch:
                 self._worker_seen = time.monotonic()
                 for detokenizer, tokens in self._scheduler.on_step(message):

@@ -32,6 +32,7 @@ class Sequence:
     admitted_tokens: int = 1
     prefill_sent: int = 0
     prefill_done: int = 0
+    alone: bool = False
     kv_bytes: int = 0
     finish: Finish | None = None
     logprobs: list[TokenLogprobs] = field(default_factory=list)

@@ -19,6 +19,7 @@ from mlxfleet.common.liveness import HEARTBEAT_S, new_incarnation
 from mlxfleet.common.messages import (
     Abort,
     Admit,
+    Admitted,
     ModelInfo,
     Prefill,
     Reset,
@@ -82,6 +83,7 @@ class Worker:
                 self._epoch = command.epoch
                 self._engine.reset()
             case Admit():
+                self._scheduler.send(Admitted(self._epoch, command.rid))
                 self._engine.admit(command)
             case Prefill():
                 self._engine.prefill(command)

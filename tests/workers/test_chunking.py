@@ -60,7 +60,7 @@ def test_the_size_settles_on_a_new_rate() -> None:
 @given(
     max_tokens=st.integers(1, 4096),
     budget_s=st.floats(0.001, 10),
-    chunks=st.lists(st.tuples(st.integers(0, 4096), st.floats(0, 100))),
+    chunks=st.lists(st.tuples(st.integers(0, 4096), st.floats(1e-9, 100))),
     decoding=st.booleans(),
 )
 def test_a_chunk_is_never_empty_and_never_too_large(

@@ -8,10 +8,9 @@ import tempfile
 import time
 import zlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -399,7 +398,7 @@ def test_only_so_many_finished_sequences_are_kept(monkeypatch: pytest.MonkeyPatc
     scheduler = make_scheduler()
     submit(scheduler, "a", "b", "c", prompt_tokens=1)
     scheduler.schedule()
-    run_step(scheduler, {r: 7 for r in "abc"}, finish=dict.fromkeys("abc", "stop"))
+    run_step(scheduler, dict.fromkeys("abc", 7), finish=dict.fromkeys("abc", "stop"))
     assert [scheduler.knows(rid) for rid in "abc"] == [False, True, True]
 
 
@@ -613,8 +612,10 @@ def test_a_sequence_is_given_up_after_max_attempts() -> None:
     scheduler = make_scheduler(max_attempts=2)
     submit(scheduler, "a")
     scheduler.schedule()
+    scheduler.on_admitted("a")
     assert scheduler.worker_ready(MODEL) == []
     scheduler.schedule()
+    scheduler.on_admitted("a")
     (rejected,) = scheduler.worker_ready(MODEL)
     assert (rejected.rid, rejected.code) == ("a", "failed")
     assert "2 times" in rejected.message
@@ -627,8 +628,26 @@ def test_waiting_through_the_deaths_of_a_worker_costs_no_attempt() -> None:
     submit(scheduler, "a", "b")
     for _ in range(2):
         scheduler.schedule()
+        scheduler.on_admitted("a")
         scheduler.worker_ready(MODEL)
     assert admitted(scheduler.schedule()) == ["b"]
+
+
+def test_the_last_attempt_runs_alone() -> None:
+    scheduler = make_scheduler(max_attempts=2)
+    submit(scheduler, "a", "b")
+    scheduler.schedule()
+    scheduler.on_admitted("a")
+    scheduler.on_admitted("b")
+    scheduler.worker_ready(MODEL)
+    submit(scheduler, "c")
+    assert admitted(scheduler.schedule()) == ["a"]
+    scheduler.on_admitted("a")
+    assert admitted(scheduler.schedule()) == []
+    scheduler.release("a")
+    assert admitted(scheduler.schedule()) == ["b"]
+    scheduler.release("b")
+    assert admitted(scheduler.schedule()) == ["c"]
 
 
 def test_a_smaller_worker_gives_up_what_does_not_fit_it() -> None:
@@ -654,16 +673,14 @@ async def until(condition: Callable[[], Any], what: str) -> Any:
 
 
 @contextmanager
-def short_folder() -> Iterator[Path]:
-    """A folder whose name leaves room for a socket's."""
+def sockets() -> Iterator[tuple[zmq.Context[Any], str]]:
+    """A ZeroMQ context and the beginning of ipc addresses that are short enough."""
+    context: zmq.Context[Any] = zmq.Context()
     with tempfile.TemporaryDirectory(prefix="mf-", dir="/tmp") as folder:
-        yield Path(folder)
-
-
-def run(test: Callable[[zmq.Context[Any], str], Awaitable[None]]) -> None:
-    """Run a test with a ZeroMQ context and the beginning of ipc addresses."""
-    with short_folder() as folder, zmq.Context() as context:
-        asyncio.run(test(context, f"ipc://{folder}/"))
+        try:
+            yield context, f"ipc://{folder}/"
+        finally:
+            context.destroy(linger=0)
 
 
 class FakeProcess:
@@ -708,27 +725,31 @@ def test_a_request_that_comes_between_two_workers_is_not_blamed() -> None:
             )
         )
         await service.startup()
-        first = worker_process(context, base + "worker", "first")
-        await until(lambda: first.received, "the first worker's reset")
-        first.channel.close()
-        await until(lambda: router.peers, "the node")
-        router.channel.send(generate("a"), to=router.peers[0])
-        await until(
-            lambda: any(s.running + s.queued == 1 for s in router.of(NodeStatus)), "the request"
-        )
-        second = worker_process(context, base + "worker", "second")
-        await until(lambda: second.of(Admit) or router.of(Rejected), "an answer")
-        outcome = [*second.of(Admit), *router.of(Rejected)]
-        second.channel.close()
-        router.channel.close()
-        await service.shutdown()
-        assert [type(message) for message in outcome] == [Admit]
+        try:
+            first = worker_process(context, base + "worker", "first")
+            await until(lambda: first.received, "the first worker's reset")
+            first.channel.close()
+            await until(lambda: router.peers, "the node")
+            router.channel.send(generate("a"), to=router.peers[0])
+            await until(lambda: any(map(busy, router.of(NodeStatus))), "the request")
+            second = worker_process(context, base + "worker", "second")
+            await until(lambda: second.of(Admit) or router.of(Rejected), "an answer")
+            assert [message.rid for message in second.of(Admit)] == ["a"]
+        finally:
+            await service.shutdown()
 
-    run(test)
+    with sockets() as (context, base):
+        asyncio.run(test(context, base))
+
+
+def busy(status: NodeStatus) -> bool:
+    """Whether a node has a request, in any state."""
+    return status.running + status.queued > 0
 
 
 # --- everything at once ---------------------------------------------------------------------------
 
+MAX_TURNS = 1000
 OPTIONS = SchedulerOptions(
     max_running=3, max_queue=4, max_attempts=3, itl_budget_ms=50.0, max_chunk_tokens=8
 )
@@ -1001,8 +1022,9 @@ class Fleet(RuleBasedStateMachine):
         """In the end everything that is wanted has ended once, and nothing is left behind."""
         self.new_worker()
         assert self.worker is not None
-        self.schedule()
-        while self.worker.busy or self.worker.outbox:
+        for _ in range(MAX_TURNS):
+            if not self.worker.busy and all(client.ends for client in self.clients.values()):
+                break
             self.turn(1)
         assert [rid for rid, client in self.clients.items() if client.ends != 1] == []
         for rid in self.clients:
@@ -1014,7 +1036,7 @@ class Fleet(RuleBasedStateMachine):
 
 TestFleet = Fleet.TestCase
 TestFleet.settings = settings(
-    max_examples=60,
+    max_examples=200,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],

@@ -1,0 +1,480 @@
+"""The supervisor with real, tiny processes; and how it decides to wait and to give up."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlxfleet.common import supervisor as supervisor_module
+from mlxfleet.common.errors import ExitCode
+from mlxfleet.common.supervisor import (
+    BACKOFF_FIRST_S,
+    BACKOFF_MAX_S,
+    CRASH_LOOP_DEATHS,
+    CRASH_LOOP_WINDOW_S,
+    ChildFailedError,
+    ProcessSpec,
+    Supervisor,
+    as_exit_code,
+    backoff_s,
+    describe_exit,
+    looping,
+)
+
+DEADLINE_S = 5.0
+TURNS_TO_CLOSE = 10
+PRELUDE = """
+import os, signal, sys, time
+def report(line):
+    os.write(int(os.environ["MLXFLEET_STATUS_FD"]), line.encode() + b"\\n")
+def note(line):
+    with open(os.environ["NOTES"], "a") as file:
+        file.write(line + "\\n")
+def wait():
+    while True:
+        signal.pause()
+"""
+PATIENT = "report('ready'); wait()"
+STUBBORN = "signal.signal(signal.SIGTERM, signal.SIG_IGN); report('ready'); wait()"
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    """A file in which children leave notes."""
+    path = tmp_path / "notes"
+    path.touch()
+    return path
+
+
+@pytest.fixture
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses and patience that suit a test."""
+    monkeypatch.setattr(supervisor_module, "BACKOFF_FIRST_S", 0.001)
+    monkeypatch.setattr(supervisor_module, "STOP_GRACE_S", 0.1)
+
+
+def spec(name: str, program: str, notes: Path, **options: Any) -> ProcessSpec:
+    """A process that runs a few lines of Python."""
+    return ProcessSpec(
+        name=name,
+        command=[sys.executable, "-I", "-S", "-c", PRELUDE + program],
+        environment={"NOTES": str(notes)},
+        **{"stop_order": 0, "stop_grace_s": 0.1, **options},
+    )
+
+
+def run(test: Callable[[Supervisor], Awaitable[None]]) -> None:
+    """Run a test with a supervisor whose processes end with it."""
+
+    async def supervised() -> None:
+        supervisor = Supervisor()
+        try:
+            await asyncio.wait_for(test(supervisor), 2 * DEADLINE_S)
+        finally:
+            supervisor.force()
+            await supervisor.stop()
+            if supervisor.failure.done():
+                supervisor.failure.exception()
+            await close_pipes()
+
+    asyncio.run(supervised())
+
+
+async def close_pipes() -> None:
+    """Let the loop see that the pipes of ended processes are closed; nothing announces it."""
+    for _ in range(TURNS_TO_CLOSE):
+        await asyncio.sleep(0)
+
+
+async def until(condition: Callable[[], Any], what: str) -> None:
+    """Wait until a condition holds."""
+    end = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < end, f"still waiting for {what}"
+        await asyncio.sleep(0.005)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+# --- start ----------------------------------------------------------------------------------------
+
+
+def test_start_waits_until_each_is_ready(notes: Path) -> None:
+    late = """
+note("started")
+while "go" not in open(os.environ["NOTES"]).read():
+    time.sleep(0.005)
+report("ready"); wait()
+"""
+
+    async def test(supervisor: Supervisor) -> None:
+        start = asyncio.create_task(
+            supervisor.start([spec("a", PATIENT, notes), spec("b", late, notes)])
+        )
+        await until(lambda: "started" in notes.read_text(), "b")
+        assert not start.done()
+        notes.write_text("go")
+        await start
+        assert sorted(supervisor.pids) == ["a", "b"]
+        assert all(map(alive, supervisor.pids.values()))
+
+    run(test)
+
+
+def test_readiness_may_come_in_pieces(notes: Path) -> None:
+    program = """
+fd = int(os.environ["MLXFLEET_STATUS_FD"])
+for piece in (b"something else\\nrea", b"dy", b"\\n"):
+    os.write(fd, piece)
+wait()
+"""
+    run(lambda supervisor: supervisor.start([spec("a", program, notes)]))
+
+
+def test_a_process_gets_its_own_group_and_only_its_environment(
+    notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_SECRET", "secret")
+    program = "note(' '.join(sorted(os.environ))); report('ready'); wait()"
+
+    async def test(supervisor: Supervisor) -> None:
+        await supervisor.start([spec("a", program, notes)])
+        pid = supervisor.pids["a"]
+        assert os.getpgid(pid) == pid
+        assert {"MLXFLEET_STATUS_FD", "NOTES"} <= set(notes.read_text().split())
+        assert "SOME_SECRET" not in notes.read_text()
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("program", "text", "code"),
+    [
+        (
+            "report('failed the model is broken'); sys.exit(65)",
+            "a: the model is broken",
+            ExitCode.MODEL,
+        ),
+        ("sys.exit(66)", "a exited with PORT_IN_USE (66)", ExitCode.PORT_IN_USE),
+        ("sys.exit(99)", "a exited with 99", ExitCode.INTERNAL),
+        ("sys.exit(0)", "a exited with OK (0)", ExitCode.INTERNAL),
+        ("os.kill(os.getpid(), 9)", "a was killed by SIGKILL", ExitCode.INTERNAL),
+    ],
+)
+def test_a_death_before_readiness_ends_the_start(
+    notes: Path, program: str, text: str, code: ExitCode
+) -> None:
+    async def test(supervisor: Supervisor) -> None:
+        with pytest.raises(ChildFailedError) as caught:
+            await supervisor.start([spec("a", program, notes)])
+        assert str(caught.value) == text
+        assert caught.value.exit_code == code
+
+    run(test)
+
+
+def test_the_reason_is_read_even_if_the_parent_is_busy(notes: Path) -> None:
+    program = "report('failed ' + 'x' * 1000); note('ends'); sys.exit(65)"
+
+    async def test(supervisor: Supervisor) -> None:
+        start = asyncio.create_task(supervisor.start([spec("a", program, notes)]))
+        while not supervisor.pids:
+            await asyncio.sleep(0)
+        end = time.monotonic() + DEADLINE_S
+        # The loop does not turn before the child has ended.
+        while not zombie(supervisor.pids["a"]) and time.monotonic() < end:
+            time.sleep(0.001)  # noqa: ASYNC251 - that is what being busy means
+        with pytest.raises(ChildFailedError, match="a: xxx"):
+            await start
+
+    def zombie(pid: int) -> bool:
+        return not alive(pid) or "ends" in notes.read_text()
+
+    run(test)
+
+
+def test_a_process_that_is_never_ready_does_not_hide_a_death(notes: Path) -> None:
+    async def test(supervisor: Supervisor) -> None:
+        with pytest.raises(ChildFailedError, match="b exited"):
+            await supervisor.start([spec("a", "wait()", notes), spec("b", "sys.exit(3)", notes)])
+
+    run(test)
+
+
+# --- restart --------------------------------------------------------------------------------------
+
+
+def test_a_process_that_dies_is_started_again(notes: Path) -> None:
+    async def test(supervisor: Supervisor) -> None:
+        await supervisor.start([spec("a", PATIENT, notes), spec("b", PATIENT, notes)])
+        before = supervisor.pids
+        os.kill(before["a"], signal.SIGKILL)
+        await until(lambda: supervisor.pids["a"] != before["a"], "the restart")
+        assert supervisor.pids["b"] == before["b"]
+        assert not alive(before["a"])
+
+    run(test)
+
+
+def test_pauses_between_restarts_grow(notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[float] = []
+    spawn = supervisor_module.spawn
+
+    async def timed(spec: ProcessSpec) -> supervisor_module.Run:
+        started.append(time.monotonic())
+        return await spawn(spec)
+
+    monkeypatch.setattr(supervisor_module, "spawn", timed)
+    monkeypatch.setattr(supervisor_module, "BACKOFF_FIRST_S", 0.05)
+
+    async def test(supervisor: Supervisor) -> None:
+        await supervisor.start([spec("a", "report('ready'); sys.exit(1)", notes)])
+        await until(lambda: len(started) == 4, "three restarts")
+
+    run(test)
+    pauses = [later - earlier for earlier, later in zip(started, started[1:], strict=False)]
+    assert all(p >= least for p, least in zip(pauses, (0.05, 0.1, 0.2), strict=True))
+
+
+@pytest.mark.usefixtures("_quick")
+def test_a_restart_that_is_never_ready_is_tried_again(notes: Path) -> None:
+    program = """
+note("run")
+runs = open(os.environ["NOTES"]).read().count("run")
+if runs in (2, 3):
+    sys.exit(1)
+report("ready")
+if runs == 1:
+    sys.exit(1)
+wait()
+"""
+
+    async def test(supervisor: Supervisor) -> None:
+        await supervisor.start([spec("a", program, notes)])
+        await until(lambda: notes.read_text().count("run") == 4, "the fourth run")
+        assert not supervisor.failure.done()
+
+    run(test)
+
+
+@pytest.mark.usefixtures("_quick")
+def test_a_process_that_keeps_dying_is_given_up(notes: Path) -> None:
+    program = "note('run'); report('ready'); report('failed so it is'); sys.exit(65)"
+
+    async def test(supervisor: Supervisor) -> None:
+        await supervisor.start([spec("a", program, notes)])
+        with pytest.raises(ChildFailedError, match="so it is.*again and again") as caught:
+            await supervisor.failure
+        assert caught.value.exit_code == ExitCode.CRASH_LOOP
+        assert notes.read_text().count("run") == CRASH_LOOP_DEATHS
+
+    run(test)
+
+
+@pytest.mark.usefixtures("_quick")
+def test_a_process_that_cannot_be_started_again_is_given_up(notes: Path, tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.symlink_to(sys.executable)
+
+    async def test(supervisor: Supervisor) -> None:
+        await supervisor.start(
+            [
+                ProcessSpec(
+                    name="a",
+                    command=[str(program), "-I", "-S", "-c", PRELUDE + PATIENT],
+                    environment={"NOTES": str(notes)},
+                    stop_order=0,
+                )
+            ]
+        )
+        program.unlink()
+        os.kill(supervisor.pids["a"], signal.SIGKILL)
+        await until(supervisor.failure.done, "the failure")
+
+    run(test)
+
+
+# --- stop -----------------------------------------------------------------------------------------
+
+
+def test_lower_orders_end_before_higher_ones_are_told(notes: Path) -> None:
+    def program(name: str) -> str:
+        return f"""
+def end(*_):
+    note("{name} told"); time.sleep(0.02); note("{name} ends"); sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+report("ready"); wait()
+"""
+
+    async def test(supervisor: Supervisor) -> None:
+        orders = {"late": 2, "early": 0, "middle": 1}
+        await supervisor.start(
+            [
+                spec(name, program(name), notes, stop_order=order, stop_grace_s=None)
+                for name, order in orders.items()
+            ]
+        )
+        await supervisor.stop()
+        names = ("early", "middle", "late")
+        wanted = [f"{name} {what}" for name in names for what in ("told", "ends")]
+        assert notes.read_text().splitlines() == wanted
+
+    run(test)
+
+
+@pytest.mark.usefixtures("_quick")
+def test_a_process_that_ignores_sigterm_is_killed(notes: Path) -> None:
+    async def test(supervisor: Supervisor) -> None:
+        await supervisor.start([spec("a", STUBBORN, notes), spec("b", PATIENT, notes)])
+        pids = supervisor.pids.values()
+        await supervisor.stop()
+        assert not any(map(alive, pids))
+
+    run(test)
+
+
+TWICE = """
+told = 0
+def end(*_):
+    global told
+    told += 1
+    note("told")
+    if told == 2:
+        sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+report("ready"); wait()
+"""
+
+
+def test_without_a_grace_period_a_process_may_take_its_time_until_forced(notes: Path) -> None:
+    async def test(supervisor: Supervisor) -> None:
+        await supervisor.start([spec("a", TWICE, notes, stop_grace_s=None)])
+        stop = asyncio.create_task(supervisor.stop())
+        await until(lambda: "told" in notes.read_text(), "the first signal")
+        assert not stop.done()
+        supervisor.force()
+        await stop
+        assert notes.read_text().count("told") == 2
+
+    run(test)
+
+
+def test_a_second_sigterm_comes_before_a_kill(notes: Path) -> None:
+    async def test(supervisor: Supervisor) -> None:
+        await supervisor.start([spec("a", TWICE, notes)])
+        await supervisor.stop()
+        assert notes.read_text().count("told") == 2
+
+    run(test)
+
+
+@pytest.mark.usefixtures("_quick")
+def test_force_ends_even_what_ignores_sigterm(notes: Path) -> None:
+    async def test(supervisor: Supervisor) -> None:
+        await supervisor.start([spec("a", STUBBORN, notes, stop_grace_s=None)])
+        pid = supervisor.pids["a"]
+        supervisor.force()
+        await supervisor.stop()
+        assert not alive(pid)
+
+    run(test)
+
+
+def test_stopping_does_not_wait_for_a_restart(
+    notes: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supervisor_module, "BACKOFF_FIRST_S", 5.0)
+
+    async def test(supervisor: Supervisor) -> None:
+        await supervisor.start([spec("a", "note('run'); report('ready'); sys.exit(1)", notes)])
+        await until(lambda: "starting it again" in caplog.text, "the death")
+        await asyncio.wait_for(supervisor.stop(), 1.0)
+        assert notes.read_text() == "run\n"
+
+    run(test)
+
+
+def test_stopping_twice_or_before_a_start_does_nothing(notes: Path) -> None:
+    async def test(supervisor: Supervisor) -> None:
+        await supervisor.stop()
+        await supervisor.stop()
+
+    run(test)
+
+
+@pytest.mark.usefixtures("_quick")
+def test_a_process_that_dies_while_others_drain_is_started_again(notes: Path) -> None:
+    async def test(supervisor: Supervisor) -> None:
+        draining = spec("a", TWICE, notes, stop_grace_s=None)
+        needed = spec("b", PATIENT, notes, stop_order=1)
+        await supervisor.start([draining, needed])
+        stop = asyncio.create_task(supervisor.stop())
+        await until(lambda: "told" in notes.read_text(), "the drain")
+        before = supervisor.pids["b"]
+        os.kill(before, signal.SIGKILL)
+        try:
+            await until(lambda: supervisor.pids["b"] != before, "the restart")
+        finally:
+            supervisor.force()
+            await stop
+
+    run(test)
+
+
+# --- decisions ------------------------------------------------------------------------------------
+
+
+def test_pauses_double_within_a_series() -> None:
+    deaths = [100.0, 101.0, 102.0]
+    assert [backoff_s(deaths[:count]) for count in (1, 2, 3)] == [
+        BACKOFF_FIRST_S,
+        2 * BACKOFF_FIRST_S,
+        4 * BACKOFF_FIRST_S,
+    ]
+
+
+def test_a_pause_has_a_limit() -> None:
+    assert backoff_s([100.0] * 30) == BACKOFF_MAX_S
+
+
+def test_a_death_long_after_the_others_starts_a_new_series() -> None:
+    assert backoff_s([1.0, 2.0, 3.0 + CRASH_LOOP_WINDOW_S]) == BACKOFF_FIRST_S
+
+
+def test_many_deaths_in_a_short_time_are_a_loop() -> None:
+    assert not looping([100.0] * (CRASH_LOOP_DEATHS - 1))
+    assert looping([100.0] * CRASH_LOOP_DEATHS)
+
+
+def test_many_deaths_in_a_long_time_are_no_loop() -> None:
+    apart_s = CRASH_LOOP_WINDOW_S / (CRASH_LOOP_DEATHS - 1)
+    assert not looping([number * apart_s for number in range(CRASH_LOOP_DEATHS)])
+
+
+def test_an_exit_is_described_in_words() -> None:
+    assert describe_exit(-signal.SIGSEGV) == "was killed by SIGSEGV"
+    assert describe_exit(ExitCode.MODEL) == "exited with MODEL (65)"
+    assert describe_exit(42) == "exited with 42"
+
+
+@pytest.mark.parametrize(
+    ("code", "passed_on"),
+    [(0, ExitCode.INTERNAL), (64, ExitCode.CONFIG), (42, ExitCode.INTERNAL), (-9, 1)],
+)
+def test_a_childs_exit_code_is_passed_on(code: int, passed_on: int) -> None:
+    assert as_exit_code(code) == passed_on
