@@ -115,10 +115,12 @@ class Hello(Struct, tag="hello", frozen=True, kw_only=True):
 
 
 class TokenizeText(Struct, tag="tokenize_text", frozen=True):
-    """Plain prompts, each to be encoded with the model's special tokens."""
+    """Plain prompts, each to be encoded with the model's special tokens. Those that are surely
+    longer than `max_tokens` need not be encoded to the end."""
 
     rid: str
     texts: list[str]
+    max_tokens: int
 
 
 class TokenizeChat(Struct, tag="tokenize_chat", frozen=True):
@@ -126,6 +128,7 @@ class TokenizeChat(Struct, tag="tokenize_chat", frozen=True):
 
     rid: str
     messages: list[dict[str, str]]
+    max_tokens: int
 
 
 RouterToTokenizer = TokenizeText | TokenizeChat | Welcome | Refused
@@ -139,11 +142,13 @@ class Tokenized(Struct, tag="tokenized", frozen=True):
 
 
 class TokenizeFailed(Struct, tag="tokenize_failed", frozen=True):
-    """The prompt cannot be encoded, for example because the chat template refuses it."""
+    """The prompt cannot be encoded, for example because the chat template refuses it. `code` is
+    the API's word for the error, if it has one."""
 
     rid: str
     message: str
     param: str
+    code: str | None = None
 
 
 TokenizerToRouter = Hello | Tokenized | TokenizeFailed
@@ -330,7 +335,7 @@ class Abort(Struct, tag="abort", frozen=True):
     rid: str
 
 
-SchedulerToWorker = Reset | Admit | Prefill | Abort
+SchedulerToWorker = Refused | Reset | Admit | Prefill | Abort
 
 
 class Admitted(Struct, tag="admitted", frozen=True):

@@ -14,7 +14,7 @@ from mlxfleet.common.messages import (
     StreamLost,
     Text,
 )
-from mlxfleet.router.pool import Pool
+from mlxfleet.router.pool import Greeting, Pool
 
 
 class Detokenizers:
@@ -65,6 +65,12 @@ class Detokenizers:
             case StreamLost():
                 self._on_lost(message.rid)
             case Hello():
-                self._addresses[message.name] = message.token_address
-                if self.pool.greet(sender, message):
-                    self._on_fresh(message.name)
+                self._on_hello(sender, message)
+
+    def _on_hello(self, sender: bytes, hello: Hello) -> None:
+        greeting = self.pool.greet(sender, hello)
+        if greeting is Greeting.REFUSED:
+            return
+        self._addresses[hello.name] = hello.token_address
+        if greeting is Greeting.FRESH:
+            self._on_fresh(hello.name)

@@ -139,7 +139,9 @@ class Front:
         logprobs = chat_logprobs(request)
         model = self._model()
         messages = [message.for_template() for message in request.messages]
-        prompts = await self._tokenizers.tokenize(TokenizeChat(new_rid(), messages))
+        prompts = await self._tokenizers.tokenize(
+            TokenizeChat(new_rid(), messages, model.context_length)
+        )
         check_prompts(prompts, model, "messages")
         room = model.context_length - len(prompts[0])
         max_tokens = stated or min(self._default_max_tokens, room)
@@ -160,7 +162,9 @@ class Front:
         texts = [item for item in prompt if isinstance(item, str)]
         prompts = [item for item in prompt if isinstance(item, list)]
         if texts:
-            prompts = await self._tokenizers.tokenize(TokenizeText(new_rid(), texts))
+            prompts = await self._tokenizers.tokenize(
+                TokenizeText(new_rid(), texts, model.context_length)
+            )
         check_prompts(prompts, model, "prompt")
         check_length(prompts, max_tokens, model, "prompt")
         return Generation(self._dispatcher, prompts, sampling, request)

@@ -10,7 +10,7 @@ import zmq
 from mlxfleet.common import channels
 from mlxfleet.common.errors import UnavailableError
 from mlxfleet.common.messages import ModelInfo, NodeStatus, NodeToRouter, Rejected, RouterToNode
-from mlxfleet.router.pool import Pool
+from mlxfleet.router.pool import Greeting, Pool
 
 
 class Nodes:
@@ -66,10 +66,15 @@ class Nodes:
     def _on_message(self, sender: bytes, message: NodeToRouter) -> None:
         match message:
             case NodeStatus():
-                fresh = self.pool.greet(sender, message, self._detokenizers())
-                self.status[message.name] = message
-                self._changed.set()
-                if fresh:
-                    self._on_fresh(message.name)
+                self._on_status(sender, message)
             case Rejected():
                 self._on_rejected(message)
+
+    def _on_status(self, sender: bytes, status: NodeStatus) -> None:
+        greeting = self.pool.greet(sender, status, self._detokenizers())
+        if greeting is Greeting.REFUSED:
+            return
+        self.status[status.name] = status
+        self._changed.set()
+        if greeting is Greeting.FRESH:
+            self._on_fresh(status.name)

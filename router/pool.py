@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import logging
 import time
 from collections.abc import Iterable
@@ -14,6 +15,14 @@ from mlxfleet.common.messages import PROTOCOL_VERSION, Hello, NodeStatus, Refuse
 log = logging.getLogger(__name__)
 
 
+class Greeting(enum.Enum):
+    """What came of a heartbeat."""
+
+    REFUSED = "refused"
+    KNOWN = "known"
+    FRESH = "fresh"
+
+
 class Pool:
     """Keeps track of who is there, under which identity, and how often each has restarted."""
 
@@ -24,13 +33,13 @@ class Pool:
 
     def greet(
         self, sender: bytes, hello: Hello | NodeStatus, detokenizers: dict[str, str] | None = None
-    ) -> bool:
-        """Take note of a heartbeat; True if it is the first of a new incarnation."""
+    ) -> Greeting:
+        """Take note of a heartbeat; FRESH if it is the first of a new incarnation."""
         if hello.version != PROTOCOL_VERSION:
             reason = f"it speaks protocol {hello.version}, this router {PROTOCOL_VERSION}"
             log.error("refused %s: %s", hello.name, reason)
             self.channel.send(Refused(reason), to=sender)
-            return False
+            return Greeting.REFUSED
         known = self.peers.get(hello.name)
         fresh = known is None or known.incarnation != hello.incarnation
         if fresh:
@@ -43,7 +52,7 @@ class Pool:
         known.last_seen = time.monotonic()
         known.dropped_frames = hello.dropped_frames
         self.channel.send(Welcome(self._session, detokenizers or {}), to=sender)
-        return fresh
+        return Greeting.FRESH if fresh else Greeting.KNOWN
 
     def send(self, name: str, message: Any) -> bool:
         """Send to a process by name; False if it is unknown or gone."""

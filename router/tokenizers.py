@@ -17,7 +17,7 @@ from mlxfleet.common.messages import (
     TokenizerToRouter,
     TokenizeText,
 )
-from mlxfleet.router.pool import Pool
+from mlxfleet.router.pool import Greeting, Pool
 
 TIMEOUT_S = 60.0
 
@@ -61,14 +61,16 @@ class Tokenizers:
     def _on_message(self, sender: bytes, message: TokenizerToRouter) -> None:
         match message:
             case Hello():
-                if self._pool.greet(sender, message):
-                    self._assign_again(message.name)
+                fresh = self._pool.greet(sender, message) is Greeting.FRESH
+                self._assign_again("", *([message.name] if fresh else []))
             case Tokenized():
                 if (job := self._open_job(message.rid)) is not None:
                     job.answer.set_result(message.token_ids)
             case TokenizeFailed():
                 if (job := self._open_job(message.rid)) is not None:
-                    error = InvalidRequestError(message.message, param=message.param)
+                    error = InvalidRequestError(
+                        message.message, param=message.param, code=message.code
+                    )
                     job.answer.set_exception(error)
 
     def _open_job(self, rid: str) -> Job | None:
@@ -76,7 +78,8 @@ class Tokenizers:
         return job if job is not None and not job.answer.done() else None
 
     def _assign(self, job: Job) -> None:
-        names = [peer.name for peer in self._pool.alive()]
+        # One that is silent may only be busy with a long prompt.
+        names = [peer.name for peer in self._pool.alive()] or list(self._pool.peers)
         load = dict.fromkeys(names, 0)
         for other in self._jobs.values():
             if other.tokenizer in load:
@@ -87,8 +90,8 @@ class Tokenizers:
                 return
         job.tokenizer = ""
 
-    def _assign_again(self, name: str) -> None:
-        """A tokenizer is new: what its predecessor had, or nobody had, is sent again."""
+    def _assign_again(self, *tokenizers: str) -> None:
+        """Send again what these tokenizers had; "" stands for nobody."""
         for job in self._jobs.values():
-            if job.tokenizer in ("", name):
+            if job.tokenizer in tokenizers:
                 self._assign(job)

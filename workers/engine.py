@@ -63,7 +63,7 @@ class Engine:
     def reset(self) -> None:
         """Drop every row."""
         self._rows: dict[str, Row] = {}
-        self._chunks: deque[Prefill] = deque()
+        self._chunks: deque[tuple[Row | None, Prefill]] = deque()
         self._joining: list[Row] = []
         self._running: list[Row] = []
         self._cache: RunningCache = self._cache_type()
@@ -81,8 +81,9 @@ class Engine:
             self._joining.append(row)
 
     def prefill(self, message: Prefill) -> None:
-        """Queue a prefill chunk; it is reported once, with 0 tokens if its row is gone."""
-        self._chunks.append(message)
+        """Queue a prefill chunk; it is reported once, with 0 tokens if its row is gone (also if
+        another has come by the same name) or needs no more."""
+        self._chunks.append((self._rows.get(message.rid), message))
 
     def abort(self, rid: str) -> None:
         """Drop a row."""
@@ -101,7 +102,7 @@ class Engine:
         step.decode_s = time.perf_counter() - began
         began = time.perf_counter()
         if self._chunks:
-            step.prefilled.append(self._run_chunk(self._chunks.popleft()))
+            step.prefilled.append(self._run_chunk(*self._chunks.popleft()))
         step.prefill_s = time.perf_counter() - began
         return step
 
@@ -173,10 +174,9 @@ class Engine:
             return "stop"
         return "length" if row.generated >= sampling.max_tokens else None
 
-    def _run_chunk(self, chunk: Prefill) -> tuple[str, int]:
+    def _run_chunk(self, row: Row | None, chunk: Prefill) -> tuple[str, int]:
         """Run the next prompt tokens of a row; returns (rid, tokens run)."""
-        row = self._rows.get(chunk.rid)
-        if row is None:
+        if row is None or row.done or row.prefilled == row.prefill_tokens:
             return chunk.rid, 0
         end = min(row.prefilled + chunk.tokens, row.prefill_tokens)
         tokens = row.token_ids[row.prefilled : end]

@@ -6,11 +6,23 @@ then join the running batch. Both storages work with any cache class that mlx-lm
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import mlx.core as mx
 from mlx_lm.models.cache import CacheList, make_prompt_cache
+
+log = logging.getLogger(__name__)
+
+# Model files of mlx-lm 0.32 that run on its batch caches and give wrong tokens.
+WRONG_IN_A_BATCH = {
+    "afm7": "its last layers count left padding as positions",
+    "recurrent_gemma": "takes the zeros of a row without a state for a state",
+}
+# Lengths differ, and one row has no state at all. Not as many rows as gemma2 has KV heads (4, 8 or
+# 16): its own attention would take the mask of a row for that of a head and not complain.
+PROBE_ROWS = ([1], [1, 2, 3], [1, 2, 3, 4, 5, 6])
 
 Cache = list[Any]
 """One mlx-lm cache object per layer."""
@@ -89,9 +101,37 @@ def can_merge(cache: Any) -> bool:
 
 
 def choose_running_cache(model: Any) -> type[BatchedCache] | type[SeparateCaches]:
-    """The storage for a model."""
-    mergeable = all(can_merge(cache) for cache in make_prompt_cache(model))
-    return BatchedCache if mergeable else SeparateCaches
+    """The storage for a model: batched if its caches can be merged and it can run on them."""
+    if not all(can_merge(cache) for cache in make_prompt_cache(model)):
+        return SeparateCaches
+    name = type(model).__module__.rpartition(".")[2]
+    if why := WRONG_IN_A_BATCH.get(name) or why_not_batched(model):
+        log.warning("%s: rows will run one after the other: %s", name, why)
+        return SeparateCaches
+    return BatchedCache
+
+
+def why_not_batched(model: Any) -> str | None:
+    """What goes wrong when rows of different lengths decode together, or None. Positions taken
+    from a Python number, or a mask of the wrong shape, are errors that one row alone hides."""
+    caches = [prefill(model, row[:-1]) for row in PROBE_ROWS]
+    running = BatchedCache()
+    try:
+        running.join(caches[:2])
+        running.join(caches[2:])
+        mx.eval(running.forward(model, mx.array([row[-1] for row in PROBE_ROWS])))
+    except (ValueError, TypeError, RuntimeError, IndexError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def prefill(model: Any, token_ids: Sequence[int]) -> Cache:
+    """A new cache that holds these tokens."""
+    cache: Cache = make_prompt_cache(model)
+    if token_ids:
+        model(mx.array(token_ids)[None], cache=cache)
+        mx.eval([layer.state for layer in cache])
+    return cache
 
 
 def flatten(cache: Cache) -> list[Any]:

@@ -116,7 +116,9 @@ class SchedulerService(Service):
 
     def _worker_status(self, sender: bytes, status: WorkerStatus) -> None:
         if status.version != PROTOCOL_VERSION:
-            log.error("worker speaks protocol %d, not %d", status.version, PROTOCOL_VERSION)
+            reason = f"it speaks protocol {status.version}, this scheduler {PROTOCOL_VERSION}"
+            log.error("refused the worker: %s", reason)
+            self._workers.send(Refused(reason), to=sender)
             return
         self._worker_seen = time.monotonic()
         known = self._worker

@@ -14,7 +14,7 @@ import zmq
 
 from mlxfleet.common import channels
 from mlxfleet.common.config import WorkerProcess
-from mlxfleet.common.errors import ExitCode, MlxfleetError
+from mlxfleet.common.errors import ExitCode, MlxfleetError, RefusedError
 from mlxfleet.common.liveness import HEARTBEAT_S, new_incarnation
 from mlxfleet.common.messages import (
     Abort,
@@ -22,6 +22,7 @@ from mlxfleet.common.messages import (
     Admitted,
     ModelInfo,
     Prefill,
+    Refused,
     Reset,
     SchedulerToWorker,
     WorkerStatus,
@@ -79,6 +80,8 @@ class Worker:
 
     def _obey(self, command: SchedulerToWorker) -> None:
         match command:
+            case Refused():
+                fail(RefusedError(f"the scheduler refused this worker: {command.reason}"))
             case Reset():
                 self._epoch = command.epoch
                 self._engine.reset()

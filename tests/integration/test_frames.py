@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,8 @@ from mlxfleet.common.config import (
     WorkerOptions,
     WorkerProcess,
 )
-from mlxfleet.common.messages import Hello, NodeStatus, Text, WorkerStatus
+from mlxfleet.common.errors import ExitCode
+from mlxfleet.common.messages import Hello, NodeStatus, Refused, Text, WorkerStatus
 from tests.integration.fleet import Fleet, wait_for
 
 GOOD = msgspec.msgpack.encode(Text(["r"], [0], [[1]], [0], ["x"], {}, {}))
@@ -122,38 +125,95 @@ def orders_of(process: str, folder: str, model_dir: Path) -> tuple[object, str, 
             return worker, "mlxfleet.workers.worker_main", WorkerStatus
 
 
-@pytest.mark.parametrize("process", ["tokenizer-0", "detokenizer-0", "scheduler-0", "worker-0"])
-def test_clients_drop_garbage(tiny_model: Path, process: str) -> None:
-    """The real process against a server that talks nonsense."""
+@contextmanager
+def against_false_server(
+    process: str, model_dir: Path
+) -> Iterator[tuple[subprocess.Popen[bytes], zmq.Socket[bytes], type]]:
+    """The real process, the socket that it takes for its server, and its heartbeat's type."""
     with (
         tempfile.TemporaryDirectory(prefix="mf-", dir="/tmp") as folder,
         zmq.Context() as context,
         context.socket(zmq.ROUTER) as server,
     ):
-        orders, module, heartbeat = orders_of(process, folder, tiny_model)
+        orders, module, heartbeat = orders_of(process, folder, model_dir)
         config.save(orders, Path(folder) / "orders.json")
         server.linger = 0
         server.bind(f"ipc://{folder}/server.sock")
-        child = subprocess.Popen(
+        with subprocess.Popen(
             [sys.executable, "-m", module, f"{folder}/orders.json"],
             stdin=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        dropped = partial(dropped_by, server, msgspec.msgpack.Decoder(heartbeat))
-        try:
-            sender, count = dropped()
-            assert count == 0
-            for garbage in GARBAGE:
-                server.send_multipart([sender, garbage])
-            server.send_multipart([sender, GOOD, GOOD])
-            wait_for(
-                lambda: dropped()[1] == len(GARBAGE) + 1, "the frames to be counted", deadline_s=20
-            )
-            assert child.poll() is None
-        finally:
+            stderr=subprocess.PIPE,
+        ) as child:
+            yield child, server, heartbeat
             assert child.stdin is not None
             child.stdin.close()
             child.wait(timeout=10)
+
+
+@pytest.mark.parametrize("process", ["tokenizer-0", "detokenizer-0", "scheduler-0", "worker-0"])
+def test_clients_drop_garbage(tiny_model: Path, process: str) -> None:
+    with against_false_server(process, tiny_model) as (child, server, heartbeat):
+        dropped = partial(dropped_by, server, msgspec.msgpack.Decoder(heartbeat))
+        sender, count = dropped()
+        assert count == 0
+        for garbage in GARBAGE:
+            server.send_multipart([sender, garbage])
+        server.send_multipart([sender, GOOD, GOOD])
+        wait_for(
+            lambda: dropped()[1] == len(GARBAGE) + 1, "the frames to be counted", deadline_s=20
+        )
+        assert child.poll() is None
+
+
+@pytest.mark.parametrize("process", ["tokenizer-0", "detokenizer-0", "scheduler-0", "worker-0"])
+def test_a_refused_process_says_why_and_ends(tiny_model: Path, process: str) -> None:
+    with against_false_server(process, tiny_model) as (child, server, _):
+        assert server.poll(60_000), "the process is silent"
+        sender = server.recv_multipart()[0]
+        server.send_multipart([sender, msgspec.msgpack.encode(Refused("too old"))])
+        _, errors = child.communicate(timeout=20)
+        assert child.returncode == ExitCode.REFUSED
+        assert b"too old" in errors
+
+
+@pytest.mark.parametrize(
+    ("socket_name", "hello"),
+    [
+        ("tokenizers", Hello(name="x", incarnation="i", version=99)),
+        ("detokenizers", Hello(name="x", incarnation="i", version=99)),
+        (
+            "nodes",
+            NodeStatus(
+                name="x",
+                incarnation="i",
+                version=99,
+                model=None,
+                can_generate=True,
+                running=0,
+                queued=0,
+                max_running=1,
+                max_queue=1,
+                kv_used_bytes=0,
+                steps=0,
+                worker_restarts=0,
+                dropped_frames=0,
+                worker_dropped_frames=0,
+                worker_memory_bytes=0,
+            ),
+        ),
+    ],
+)
+def test_another_protocol_version_is_refused(
+    tiny_fleet: Fleet, socket_name: str, hello: Hello | NodeStatus
+) -> None:
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.linger = 0
+        socket.connect(f"ipc://{runtime_folder(tiny_fleet)}/{socket_name}.sock")
+        socket.send(msgspec.msgpack.encode(hello))
+        assert socket.poll(20_000), "no answer"
+        answer = msgspec.msgpack.decode(socket.recv(), type=Refused)
+    assert "protocol 99" in answer.reason
+    assert tiny_fleet.metric("mlxfleet_node_ready", node="x") == 0
 
 
 def dropped_by(

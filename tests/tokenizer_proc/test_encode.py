@@ -18,7 +18,7 @@ def tokenizer(demo_model: Path) -> Any:
 
 
 def test_texts(tokenizer: Any) -> None:
-    answer = Encoder(tokenizer).encode(TokenizeText("r", ["Hello world", "", "日本"]))
+    answer = Encoder(tokenizer).encode(TokenizeText("r", ["Hello world", "", "日本"], 100))
     assert isinstance(answer, Tokenized)
     assert answer.token_ids[:2] == [[19556, 905], []]
     assert tokenizer.decode(answer.token_ids[2]) == "日本"
@@ -26,7 +26,7 @@ def test_texts(tokenizer: Any) -> None:
 
 def test_chat_is_rendered_with_the_template(tokenizer: Any) -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
-    answer = Encoder(tokenizer).encode(TokenizeChat("r", messages))
+    answer = Encoder(tokenizer).encode(TokenizeChat("r", messages, 100))
     assert isinstance(answer, Tokenized)
     assert tokenizer.decode(answer.token_ids[0]) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
@@ -35,7 +35,7 @@ def test_chat_is_rendered_with_the_template(tokenizer: Any) -> None:
 
 
 def test_special_tokens_in_a_message_are_what_the_template_makes_of_them(tokenizer: Any) -> None:
-    answer = Encoder(tokenizer).encode(TokenizeChat("r", [{"role": "user", "content": ""}]))
+    answer = Encoder(tokenizer).encode(TokenizeChat("r", [{"role": "user", "content": ""}], 100))
     assert isinstance(answer, Tokenized)
 
 
@@ -52,7 +52,28 @@ def test_refusals_name_the_messages(
     tokenizer: Any, monkeypatch: pytest.MonkeyPatch, template: str | None, word: str
 ) -> None:
     monkeypatch.setattr(tokenizer, "chat_template", template)
-    answer = Encoder(tokenizer).encode(TokenizeChat("r", [{"role": "user", "content": "Hi"}]))
+    answer = Encoder(tokenizer).encode(TokenizeChat("r", [{"role": "user", "content": "Hi"}], 100))
     assert isinstance(answer, TokenizeFailed)
     assert answer.param == "messages"
     assert word in answer.message
+
+
+def test_a_huge_text_is_refused_after_its_beginning(tokenizer: Any) -> None:
+    encoded: list[int] = []
+
+    class Counting:
+        def encode(self, text: str, **options: Any) -> Any:
+            encoded.append(len(text))
+            return tokenizer.encode(text, **options)
+
+    answer = Encoder(Counting()).encode(TokenizeText("r", ["word " * 1_000_000], 1000))
+    assert isinstance(answer, TokenizeFailed)
+    assert (answer.param, answer.code) == ("prompt", "context_length_exceeded")
+    assert sum(encoded) < 10_000
+
+
+def test_a_long_text_of_few_tokens_is_encoded(tokenizer: Any) -> None:
+    text = " " * 5000
+    answer = Encoder(tokenizer).encode(TokenizeText("r", [text], 500))
+    assert isinstance(answer, Tokenized)
+    assert answer.token_ids == [tokenizer.encode(text)]

@@ -4,14 +4,21 @@ architecture. Random float32 weights, see tiny_models."""
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from mlxfleet.common.messages import FinishReason, Sampling
 from mlxfleet.workers.engine import Engine
+from mlxfleet.workers.kv import BatchedCache, SeparateCaches, choose_running_cache
 from tests.workers.engine_driver import Driver, Reference, Request, Result, generate_alone
 from tests.workers.tiny_models import VOCAB_SIZE, build
+
+# What mlx-lm 0.32 cannot batch, or batches wrongly; everything else has to run batched.
+SEPARATE = {"afm7", "deepseek_v41", "gemma2", "gpt_bigcode", "llama4", "longcat_flash_ngram"} | {
+    "recurrent_gemma"
+}
 
 # Tokens can only be compared if rounding cannot change them.
 LEAST_LEAD = 1e-4
@@ -150,10 +157,14 @@ SHORT = [
 ]
 
 
-def prompt_of(length: int) -> list[int]:
-    """Random token ids, the same for the same length."""
-    draw = random.Random(length)
-    return [draw.randrange(VOCAB_SIZE) for _ in range(length)]
+def prompts_of(lengths: Sequence[int]) -> list[list[int]]:
+    """Random token ids, always the same."""
+    draw = random.Random(1)
+    return [[draw.randrange(VOCAB_SIZE) for _ in range(length)] for length in lengths]
+
+
+def storage_of(name: str) -> type[BatchedCache] | type[SeparateCaches]:
+    return SeparateCaches if name in SEPARATE else BatchedCache
 
 
 def greedy(max_tokens: int, **others: Any) -> Sampling:
@@ -183,31 +194,36 @@ def check(result: Result, reference: Reference, eos_id: int | None, request: Req
 @pytest.mark.parametrize("name", THOROUGH)
 def test_eight_requests_together_equal_each_alone(name: str) -> None:
     model = build(name)
-    shapes = [(1, 24), (2, 3), (5, 40), (16, 1), (17, 16), (33, 9), (48, 20), (70, 12)]
+    assert choose_running_cache(model) is storage_of(name)
+    prompts = prompts_of([1, 2, 1, 16, 17, 33, 48, 70, 20, 60])
+    max_tokens = [24, 3, 40, 1, 16, 9, 20, 12]
     arrivals = [0, 0, 1, 4, 9, 14, 15, 30]
-    references = [generate_alone(model, prompt_of(n), tokens) for n, tokens in shapes]
+    references = [
+        generate_alone(model, prompt, tokens)
+        for prompt, tokens in zip(prompts, max_tokens, strict=False)
+    ]
     assert min(reference.lead for reference in references) > LEAST_LEAD
     eos_id = references[4].ids[10]
     requests = [
         Request(
             rid=str(i),
-            prompt=prompt_of(n),
-            sampling=greedy(tokens, ignore_eos=i % 4 == 0, logprobs=2 if i % 2 else None),
+            prompt=prompts[i],
+            sampling=greedy(max_tokens[i], ignore_eos=i % 4 == 0, logprobs=2 if i % 2 else None),
             arrives=arrivals[i],
         )
-        for i, (n, tokens) in enumerate(shapes)
+        for i in range(8)
     ]
     aborted = [
         Request(
             rid="aborted while decoding",
-            prompt=prompt_of(20),
+            prompt=prompts[8],
             sampling=greedy(100, ignore_eos=True),
             arrives=2,
             abort_after=(19, 5),
         ),
         Request(
             rid="aborted while prefilling",
-            prompt=prompt_of(60),
+            prompt=prompts[9],
             sampling=greedy(100),
             arrives=3,
             abort_after=(20, 0),
@@ -223,25 +239,71 @@ def test_eight_requests_together_equal_each_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SHORT)
-def test_four_requests_together_equal_each_alone(name: str) -> None:
+def test_five_requests_together_equal_each_alone(name: str) -> None:
     model = build(name)
-    shapes = [(1, 16), (9, 5), (18, 10), (40, 8)]
-    references = [generate_alone(model, prompt_of(n), tokens) for n, tokens in shapes]
+    assert choose_running_cache(model) is storage_of(name)
+    prompts = prompts_of([1, 9, 1, 18, 40, 12])
+    max_tokens = [16, 5, 12, 10, 8]
+    # The first joins the batch in the same step as the one to be aborted, the third later.
+    arrivals = [2, 4, 7, 8, 12]
+    references = [
+        generate_alone(model, prompt, tokens)
+        for prompt, tokens in zip(prompts, max_tokens, strict=False)
+    ]
     assert min(reference.lead for reference in references) > LEAST_LEAD
     requests = [
         Request(
             rid=str(i),
-            prompt=prompt_of(n),
-            sampling=greedy(tokens, logprobs=0 if i % 2 else None),
-            arrives=4 * i,
+            prompt=prompts[i],
+            sampling=greedy(max_tokens[i], logprobs=0 if i % 2 else None),
+            arrives=arrivals[i],
         )
-        for i, (n, tokens) in enumerate(shapes)
+        for i in range(5)
     ]
-    aborted = Request(
-        rid="aborted", prompt=prompt_of(12), sampling=greedy(100), abort_after=(11, 2)
-    )
+    aborted = Request(rid="aborted", prompt=prompts[5], sampling=greedy(100), abort_after=(11, 4))
     engine = Engine(model, vocab_size=VOCAB_SIZE, eos_ids=frozenset())
     results = Driver(engine, [*requests, aborted], chunks=(7, 16)).run()
     for request, reference in zip(requests, references, strict=True):
         check(results[request.rid], reference, None, request)
-    assert len(results["aborted"].ids) == 2
+    assert len(results["aborted"].ids) == 4
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8], ids=["greedy", "seeded"])
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "rwkv7", "granitemoehybrid"])
+def test_a_moved_request_continues_as_if_it_had_stayed(name: str, temperature: float) -> None:
+    model = build(name)
+    prompts = prompts_of([1, 30])
+    sampling = [
+        Sampling(seed=seed, max_tokens=24, temperature=temperature, top_p=0.9, logprobs=1)
+        for seed in (11, 12)
+    ]
+
+    def engine() -> Engine:
+        return Engine(model, vocab_size=VOCAB_SIZE, eos_ids=frozenset())
+
+    stayed = [
+        Driver(
+            engine(), [Request(rid="r", prompt=prompts[i], sampling=sampling[i])], chunks=[100]
+        ).run()["r"]
+        for i in range(2)
+    ]
+    moved = [
+        Request(
+            rid=f"{i} after {n}",
+            prompt=prompts[i],
+            output=stayed[i].ids[:n],
+            sampling=sampling[i],
+            arrives=n // 2,
+        )
+        for i in range(2)
+        for n in (1, 2, 13, 23)
+    ]
+    results = Driver(engine(), moved, chunks=(5, 16)).run()
+    for request in moved:
+        i, n = int(request.rid[0]), len(request.output)
+        result = results[request.rid]
+        assert result.ids == stayed[i].ids[n:]
+        assert result.finish == "length"
+        assert [token.logprob for token in result.logprobs] == pytest.approx(
+            [token.logprob for token in stayed[i].logprobs[n:]], abs=LOGPROB_TOLERANCE
+        )

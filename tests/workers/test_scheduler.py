@@ -25,6 +25,7 @@ from mlxfleet.common.config import SchedulerOptions, SchedulerProcess
 from mlxfleet.common.messages import (
     Abort,
     Admit,
+    Admitted,
     Finish,
     FinishReason,
     Generate,
@@ -608,46 +609,77 @@ def test_a_finished_sequence_does_not_run_again() -> None:
     assert scheduler.resend(Resend("a", "d0", 0)) is not None
 
 
+def die(scheduler: Scheduler, *blamed: str) -> list[Rejected]:
+    """The worker takes some sequences, dies, and is replaced."""
+    scheduler.schedule()
+    for rid in blamed:
+        scheduler.on_admitted(rid)
+    return scheduler.worker_ready(MODEL)
+
+
 def test_a_sequence_is_given_up_after_max_attempts() -> None:
     scheduler = make_scheduler(max_attempts=2)
     submit(scheduler, "a")
-    scheduler.schedule()
-    scheduler.on_admitted("a")
-    assert scheduler.worker_ready(MODEL) == []
-    scheduler.schedule()
-    scheduler.on_admitted("a")
-    (rejected,) = scheduler.worker_ready(MODEL)
+    assert die(scheduler, "a") == []
+    (rejected,) = die(scheduler, "a")
     assert (rejected.rid, rejected.code) == ("a", "failed")
     assert "2 times" in rejected.message
     assert not scheduler.knows("a")
     assert scheduler.schedule() == []
 
 
+def test_a_sequence_that_the_worker_had_not_taken_is_not_blamed() -> None:
+    scheduler = make_scheduler(max_attempts=1)
+    submit(scheduler, "a", "b")
+    assert [rejected.rid for rejected in die(scheduler, "a")] == ["a"]
+    assert die(scheduler) == []
+    assert admitted(scheduler.schedule()) == ["b"]
+
+
 def test_waiting_through_the_deaths_of_a_worker_costs_no_attempt() -> None:
     scheduler = make_scheduler(max_running=1, max_attempts=2)
     submit(scheduler, "a", "b")
     for _ in range(2):
-        scheduler.schedule()
-        scheduler.on_admitted("a")
-        scheduler.worker_ready(MODEL)
+        die(scheduler, "a")
     assert admitted(scheduler.schedule()) == ["b"]
 
 
-def test_the_last_attempt_runs_alone() -> None:
+def test_the_last_attempt_is_made_alone() -> None:
     scheduler = make_scheduler(max_attempts=2)
     submit(scheduler, "a", "b")
-    scheduler.schedule()
-    scheduler.on_admitted("a")
-    scheduler.on_admitted("b")
-    scheduler.worker_ready(MODEL)
+    die(scheduler, "a", "b")
     submit(scheduler, "c")
     assert admitted(scheduler.schedule()) == ["a"]
-    scheduler.on_admitted("a")
-    assert admitted(scheduler.schedule()) == []
-    scheduler.release("a")
+    run_step(scheduler, {"a": 7}, finish={"a": "stop"})
     assert admitted(scheduler.schedule()) == ["b"]
     scheduler.release("b")
     assert admitted(scheduler.schedule()) == ["c"]
+
+
+def test_the_last_attempt_waits_until_the_others_have_ended() -> None:
+    scheduler = make_scheduler(max_running=2, max_attempts=2)
+    submit(scheduler, "a", "b")
+    die(scheduler, "b")
+    assert admitted(scheduler.schedule()) == ["a"]
+    run_step(scheduler, {"a": 7}, finish={"a": "stop"})
+    assert admitted(scheduler.schedule()) == ["b"]
+
+
+def test_a_sequence_that_kills_its_worker_takes_no_others_along() -> None:
+    scheduler = make_scheduler(max_attempts=3)
+    submit(scheduler, "innocent", "guilty", "bystander")
+    done: list[str] = []
+    given_up: list[str] = []
+    while len(done) + len(given_up) < 3:
+        rids = admitted(scheduler.schedule())
+        for rid in rids:
+            scheduler.on_admitted(rid)
+        if "guilty" in rids:
+            given_up += [rejected.rid for rejected in scheduler.worker_ready(MODEL)]
+        else:
+            run_step(scheduler, dict.fromkeys(rids, 7), finish=dict.fromkeys(rids, "stop"))
+            done += rids
+    assert given_up == ["guilty"]
 
 
 def test_a_smaller_worker_gives_up_what_does_not_fit_it() -> None:
@@ -782,7 +814,7 @@ class FakeWorker:
 
     def __init__(self) -> None:
         self.inbox: deque[SchedulerToWorker] = deque()
-        self.outbox: deque[Step] = deque()
+        self.outbox: deque[Admitted | Step] = deque()
         self._rows: dict[str, Row] = {}
         self._aborted: set[str] = set()
         self._chunks: deque[Prefill] = deque()
@@ -810,6 +842,7 @@ class FakeWorker:
         match command:
             case Admit():
                 assert command.rid not in self._rows
+                self.outbox.append(Admitted("", command.rid))
                 self._rows[command.rid] = Row(command, command.n_output)
             case Prefill():
                 self._chunks.append(command)
@@ -845,7 +878,8 @@ class Client:
     request: Generate
     tokens: list[int]
     in_worker: bool = False
-    deaths: int = 0
+    attempts: int = 0
+    last_chance: bool = False
     ends: int = 0
 
     @property
@@ -895,7 +929,8 @@ class Fleet(RuleBasedStateMachine):
             assert fits
             self.clients[rid] = Client(message, list(output_ids))
         elif refusal.code == "queue_full":
-            assert sum(client.waits for client in self.clients.values()) >= OPTIONS.max_queue
+            known = sum(not client.ends for client in self.clients.values())
+            assert known == OPTIONS.max_queue + OPTIONS.max_running
         else:
             assert refusal.code == "too_long"
             assert not fits
@@ -934,6 +969,11 @@ class Fleet(RuleBasedStateMachine):
     def deliver(self) -> None:
         assert self.worker is not None
         step = self.worker.outbox.popleft()
+        if isinstance(step, Admitted):
+            self.scheduler.on_admitted(step.rid)
+            if (client := self.clients.get(step.rid)) is not None:
+                client.attempts += 1
+            return
         self.chunks_in_flight -= len(step.prefilled)
         sent = list(self.scheduler.on_step(step))
         assert len({name for name, _ in sent}) == len(sent)
@@ -954,13 +994,12 @@ class Fleet(RuleBasedStateMachine):
         self.worker = FakeWorker()
         self.chunks_in_flight = 0
         for client in self.clients.values():
-            client.deaths += client.in_worker
             client.in_worker = False
         for rejected in self.scheduler.worker_ready(SMALL):
             client = self.clients[rejected.rid]
             client.ends += 1
             if rejected.code == "failed":
-                assert client.deaths == OPTIONS.max_attempts
+                assert client.attempts == OPTIONS.max_attempts
             else:
                 assert rejected.code == "too_long"
                 assert client.worst_case_tokens > SMALL.context_length
@@ -992,6 +1031,10 @@ class Fleet(RuleBasedStateMachine):
         assert admit.token_ids == client.request.prompt_ids + client.tokens
         assert admit.n_output == len(client.tokens)
         client.in_worker = True
+        client.last_chance = client.attempts == OPTIONS.max_attempts - 1
+        running = [client for client in self.clients.values() if client.in_worker]
+        if any(client.last_chance for client in running):
+            assert running == [client]
 
     def receive(self, name: str, tokens: Tokens) -> None:
         for position, rid in enumerate(tokens.rids):
@@ -1016,7 +1059,8 @@ class Fleet(RuleBasedStateMachine):
     @invariant()
     def the_queue_is_bounded(self) -> None:
         waiting = sum(client.waits for client in self.clients.values())
-        assert self.scheduler.queued == waiting <= OPTIONS.max_queue + OPTIONS.max_running
+        assert self.scheduler.queued == waiting
+        assert waiting + self.scheduler.running <= OPTIONS.max_queue + OPTIONS.max_running
 
     def teardown(self) -> None:
         """In the end everything that is wanted has ended once, and nothing is left behind."""

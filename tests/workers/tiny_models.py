@@ -293,7 +293,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "phixtral": {"num_vocab": VOCAB_SIZE, "model_dim": HIDDEN},
     "plamo": {"n_shared_head": 2},
     "plamo2": {"hidden_size_per_head": HEAD_DIM},
-    "plamo3": {"layer_types": None},
+    # Its window is one token shorter across prefill chunks and decode steps than within one
+    # chunk, also in mlx-lm alone (compare prefill_step_size 2048 and 7): keep it out of sight.
+    "plamo3": {"layer_types": None, "sliding_window": 512},
     "qwen": {"kv_channels": HEAD_DIM},
     "recurrent_gemma": {
         "conv1d_width": 3,
