@@ -5,13 +5,21 @@ PORT ?= 8000
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test check format options lock openblas clean
+.PHONY: serve test test-wheel check format options lock openblas clean
 
 serve: $(VENV)/.ready-serve
 	@exec $(BIN)/mlxfleet launch --port $(PORT) $(ARGS)
 
 test: $(VENV)/.ready-dev
 	@exec $(BIN)/python -m pytest $(ARGS)
+
+# The same suite against the wheel instead of the checkout.
+test-wheel: $(VENV)/.ready-dev
+	@rm -rf build
+	@$(PYTHON) -m venv $(VENV)-wheel
+	@$(VENV)-wheel/bin/python -m pip install -q --require-hashes -r requirements-dev.lock
+	@$(VENV)-wheel/bin/python -m pip install -q --no-deps --no-build-isolation --force-reinstall .
+	@exec $(VENV)-wheel/bin/python -m pytest $(ARGS)
 
 check: $(VENV)/.ready-dev
 	@VENV=$(VENV) .ci/check
@@ -60,4 +68,4 @@ openblas:
 	fi
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(VENV)-wheel build *.egg-info
