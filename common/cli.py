@@ -14,7 +14,8 @@ from rich.console import Console
 
 from mlxfleet.common.config import FleetOptions, RouterOptions, SchedulerOptions, WorkerOptions
 from mlxfleet.common.errors import ExitCode, MlxfleetError
-from mlxfleet.common.launch import Launch, launch
+from mlxfleet.common.fleet_specs import Launch
+from mlxfleet.common.launch import launch
 
 app = App(
     name="mlxfleet",

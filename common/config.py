@@ -6,7 +6,6 @@ derived from them. Limits are `msgspec.Meta` and checked by `validated`.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,8 +199,3 @@ def decode_path(kind: type, value: object) -> object:
     if kind is not Path:
         raise TypeError(f"{kind} cannot stand in a configuration")
     return Path(str(value))
-
-
-def option_defaults(kind: type) -> dict[str, object]:
-    """Option names and defaults of one structure, for the documentation's test."""
-    return {field.name: field.default for field in dataclasses.fields(kind)}

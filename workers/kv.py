@@ -156,10 +156,14 @@ def measure(cache: Cache) -> tuple[int, int, list[tuple[int, int]]]:
     fixed = per_token = 0
     windowed: dict[int, int] = {}
     for layer in flatten(cache):
-        if getattr(layer, "keys", None) is None:
-            fixed += layer.nbytes
-        elif window := getattr(layer, "max_size", None):
-            windowed[window] = windowed.get(window, 0) + token_bytes(layer)
+        if getattr(layer, "keys", None) is not None:
+            if window := getattr(layer, "max_size", None) or getattr(layer, "chunk_size", None):
+                windowed[window] = windowed.get(window, 0) + token_bytes(layer)
+            else:
+                per_token += token_bytes(layer)
+        elif tokens := getattr(layer, "offset", 0):
+            # A class of the model's own: as if all of it grew.
+            per_token += -(-layer.nbytes // tokens)
         else:
-            per_token += token_bytes(layer)
+            fixed += layer.nbytes
     return fixed, per_token, sorted(windowed.items())

@@ -32,6 +32,17 @@ MEMORY_SHARE = 0.5
 ACTIVATION_SHARE = 0.1
 BUFFER_CACHE_SHARE = 0.05
 PROBE_TOKENS = [1, 2, 3]
+# What mlx-lm and MLX raise for a bad folder, or for a model that this machine cannot run.
+CAUSES = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    IndexError,
+    RuntimeError,
+)
 
 
 def load_model(folder: Path, options: WorkerOptions) -> tuple[Any, ModelInfo]:
@@ -39,14 +50,17 @@ def load_model(folder: Path, options: WorkerOptions) -> tuple[Any, ModelInfo]:
     limit_bytes = memory_limit_bytes(options)
     try:
         model, config = mlx_lm.utils.load_model(folder, trust_remote_code=options.trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+    except CAUSES as error:
         raise ModelError(f"mlx-lm cannot load {folder}: {error}") from error
     set_memory_limits(limit_bytes)
     parameters: Any = tree_flatten(model.parameters())
     weights_bytes = sum(array.nbytes for _, array in parameters)
     cache = make_prompt_cache(model)
-    logits = model(mx.array([PROBE_TOKENS]), cache=cache)
-    mx.eval(logits, [layer.state for layer in cache])
+    try:
+        logits = model(mx.array([PROBE_TOKENS]), cache=cache)
+        mx.eval(logits, [layer.state for layer in cache])
+    except CAUSES as error:
+        raise ModelError(f"{folder.name} does not run on this machine: {error}") from error
     fixed, per_token, windowed = measure(cache)
     budget = int((limit_bytes - weights_bytes) * (1 - ACTIVATION_SHARE))
     info = ModelInfo(

@@ -341,7 +341,9 @@ def test_a_value_that_asks_for_nothing_is_accepted(name: str, value: object) -> 
     completion(**{name: value})
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b'{"prompt": "\xff"}', b'"\\ud800"', b"1e999"])
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"\xff", b'{"prompt": "\xff"}', b'"\\ud800"', b"1e999"]
+)
 def test_a_body_that_is_not_json_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidRequestError, match="not valid JSON"):
         parse(CompletionRequest, body)

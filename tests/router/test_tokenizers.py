@@ -12,7 +12,7 @@ import pytest
 import zmq
 
 from mlxfleet.common import channels
-from mlxfleet.common.errors import InvalidRequestError, UnavailableError
+from mlxfleet.common.errors import InvalidRequestError, RequestError, UnavailableError
 from mlxfleet.common.liveness import SILENT_AFTER_S
 from mlxfleet.common.messages import (
     PROTOCOL_VERSION,
@@ -26,6 +26,7 @@ from mlxfleet.common.messages import (
     TokenizeText,
     Welcome,
 )
+from mlxfleet.common.supervisor import CRASH_LOOP_DEATHS
 from mlxfleet.router import tokenizers as tokenizers_module
 from mlxfleet.router.tokenizers import Tokenizers
 
@@ -199,12 +200,12 @@ def test_each_prompt_goes_to_the_tokenizer_with_the_least_to_do() -> None:
 def test_an_answer_makes_room_for_the_next_prompt() -> None:
     async def test(bench: Bench) -> None:
         fakes = [await bench.add("t0"), await bench.add("t1")]
-        for rid in ("a", "b"):
-            bench.ask(rid)
+        bench.ask("a")
+        second = bench.ask("b")
         await until(lambda: all(fake.asked for fake in fakes), "two questions")
         idle = next(fake for fake in fakes if fake.asked == ["b"])
         idle.answer("b")
-        await until(lambda: sum(not task.done() for task in bench._tasks) == 1, "the answer")
+        await second
         bench.ask("c")
         await until(lambda: idle.asked == ["b", "c"], "the next question")
 
@@ -237,6 +238,21 @@ def test_only_what_a_restarted_tokenizer_had_is_sent_again() -> None:
         await stays.greet()
         assert kept not in restarts.asked
         assert stays.asked.count(kept) == 1
+
+    run(test)
+
+
+def test_a_prompt_whose_tokenizer_keeps_dying_is_given_up() -> None:
+    async def test(bench: Bench) -> None:
+        only = await bench.add("t0")
+        answer = bench.ask("a")
+        # One more death, and the whole fleet would end.
+        for _ in range(CRASH_LOOP_DEATHS - 1):
+            await until(lambda: only.asked or answer.done(), "the question")
+            await only.restart()
+        await until(answer.done, "the end")
+        with pytest.raises(RequestError):
+            answer.result()
 
     run(test)
 

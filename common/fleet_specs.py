@@ -1,0 +1,120 @@
+"""Which processes a one-machine fleet has, and what each is told."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlxfleet.common import config
+from mlxfleet.common.blas import worker_environment
+from mlxfleet.common.config import (
+    DetokenizerProcess,
+    FleetOptions,
+    RouterOptions,
+    RouterProcess,
+    SchedulerOptions,
+    SchedulerProcess,
+    TokenizerProcess,
+    WorkerOptions,
+    WorkerProcess,
+)
+from mlxfleet.common.preflight import API_KEY_ENV
+from mlxfleet.common.supervisor import ProcessSpec
+
+Process = RouterProcess | TokenizerProcess | DetokenizerProcess | SchedulerProcess | WorkerProcess
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """All options of a fleet on one machine."""
+
+    model: str | None
+    router: RouterOptions
+    fleet: FleetOptions
+    scheduler: SchedulerOptions
+    worker: WorkerOptions
+
+    def validated(self) -> Launch:
+        """Check every option; ConfigError names the wrong one."""
+        for part in (self.router, self.fleet, self.scheduler, self.worker):
+            config.validated(part)
+        return self
+
+
+def make_specs(
+    options: Launch, runtime: Path, model_dir: Path, model_name: str, keys: tuple[str, ...]
+) -> list[ProcessSpec]:
+    """Write each process's orders into the private runtime folder; return how to start them."""
+
+    def address(name: str) -> str:
+        return f"ipc://{runtime}/{name}.sock"
+
+    trust = options.worker.trust_remote_code
+    router = RouterProcess(
+        name="router",
+        model_name=options.router.served_model_name or model_name,
+        api_keys=keys,
+        tokenizer_address=address("tokenizers"),
+        detokenizer_address=address("detokenizers"),
+        node_address=address("nodes"),
+        options=options.router,
+    )
+    specs = [process_spec(runtime, "mlxfleet.router", router, stop_order=0, stop_grace_s=None)]
+    for i in range(options.fleet.tokenizers):
+        tokenizer = TokenizerProcess(
+            name=f"tokenizer-{i}",
+            model_dir=model_dir,
+            router_address=router.tokenizer_address,
+            trust_remote_code=trust,
+        )
+        specs.append(process_spec(runtime, "mlxfleet.tokenizer_proc", tokenizer))
+    for i in range(options.fleet.detokenizers):
+        detokenizer = DetokenizerProcess(
+            name=f"detokenizer-{i}",
+            model_dir=model_dir,
+            router_address=router.detokenizer_address,
+            token_address=address(f"tokens-{i}"),
+            trust_remote_code=trust,
+        )
+        specs.append(process_spec(runtime, "mlxfleet.detokenizer_proc", detokenizer))
+    scheduler = SchedulerProcess(
+        name="scheduler-0",
+        node="node-0",
+        router_address=router.node_address,
+        worker_address=address("worker-0"),
+        options=options.scheduler,
+    )
+    specs.append(process_spec(runtime, "mlxfleet.workers.scheduler_main", scheduler))
+    worker = WorkerProcess(
+        name="worker-0",
+        model_dir=model_dir,
+        scheduler_address=scheduler.worker_address,
+        options=options.worker,
+    )
+    blas = worker_environment(options.worker.blas_threads)
+    specs.append(process_spec(runtime, "mlxfleet.workers.worker_main", worker, environment=blas))
+    return specs
+
+
+def process_spec(
+    runtime: Path,
+    module: str,
+    process: Process,
+    *,
+    environment: dict[str, str] | None = None,
+    stop_order: int = 1,
+    stop_grace_s: float | None = 5.0,
+) -> ProcessSpec:
+    """How to start a process whose orders are `process`."""
+    orders = runtime / f"{process.name}.json"
+    config.save(process, orders)
+    inherited = {key: value for key, value in os.environ.items() if key != API_KEY_ENV}
+    return ProcessSpec(
+        name=process.name,
+        command=[sys.executable, "-m", module, str(orders)],
+        environment={**inherited, **(environment or {})},
+        stop_order=stop_order,
+        stop_grace_s=stop_grace_s,
+    )

@@ -1,0 +1,815 @@
+"""Sequences in flight: started, followed, recovered and released, with fake processes behind
+real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+import msgspec
+import pytest
+import zmq
+from prometheus_client import CollectorRegistry
+
+from mlxfleet.common import channels
+from mlxfleet.common.errors import (
+    GenerationError,
+    InvalidRequestError,
+    OverloadedError,
+    RequestError,
+    UnavailableError,
+)
+from mlxfleet.common.messages import (
+    PROTOCOL_VERSION,
+    CloseStream,
+    Finish,
+    FinishReason,
+    Generate,
+    Hello,
+    ModelInfo,
+    NodeStatus,
+    OpenStream,
+    Refused,
+    Rejected,
+    Release,
+    Resend,
+    RouterToDetokenizer,
+    RouterToNode,
+    Sampling,
+    StreamLost,
+    Text,
+    TokenText,
+    TokenTextLogprobs,
+    Welcome,
+)
+from mlxfleet.router.dispatcher import PROMPT_TAIL_TOKENS, Dispatcher
+from mlxfleet.router.metrics import Metrics
+from mlxfleet.router.sequences import Delta, Sequence
+
+DEADLINE_S = 5.0
+MAX_SEQUENCES = 4
+MODEL = ModelInfo(
+    vocab_size=100,
+    context_length=200,
+    eos_ids=[0],
+    kv_budget_bytes=1000,
+    fixed_bytes=0,
+    bytes_per_token=1,
+    windowed=[],
+    weights_bytes=0,
+)
+
+
+async def until(condition: Callable[[], Any], what: str) -> None:
+    """Wait until a condition holds."""
+    end = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < end, f"still waiting for {what}"
+        await asyncio.sleep(0.001)
+
+
+class FakePeer:
+    """A node or a detokenizer: keeps what it is sent, and can come back as a new process."""
+
+    receives: Any = None
+
+    def __init__(self, context: zmq.Context[Any], address: str, name: str) -> None:
+        self.name = name
+        self.run = 0
+        self._context, self._address = context, address
+        self._connect()
+
+    def _connect(self) -> None:
+        self.run += 1
+        self.received: list[Any] = []
+        self.channel: channels.Channel[Any, Any] = channels.client(
+            self._context, self.receives, self._address, f"{self.name}:{self.run}"
+        )
+        received = self.received
+        self.channel.attach(lambda _, message: received.append(message))
+
+    @property
+    def work(self) -> list[Any]:
+        """What it was sent, but for the answers to its heartbeats."""
+        return [m for m in self.received if not isinstance(m, Welcome | Refused)]
+
+    def heartbeat(self, **fields: Any) -> Any:
+        """Its heartbeat."""
+        raise NotImplementedError
+
+    async def greet(self, **fields: Any) -> None:
+        """Send a heartbeat, and wait for the answer: then all that was sent before has come."""
+        before = len(self.received) - len(self.work)
+        self.channel.send(self.heartbeat(**fields))
+        await until(lambda: len(self.received) - len(self.work) > before, "an answer")
+
+    async def restart(self) -> None:
+        """Come back as a new process."""
+        self.channel.close()
+        self._connect()
+        await self.greet()
+
+
+class FakeNode(FakePeer):
+    """A compute node."""
+
+    receives = RouterToNode
+
+    def heartbeat(self, **fields: Any) -> NodeStatus:
+        """Its report."""
+        status = NodeStatus(
+            name=self.name,
+            incarnation=f"{self.name}-{self.run}",
+            model=MODEL,
+            can_generate=True,
+            running=0,
+            queued=0,
+            max_running=8,
+            max_queue=8,
+            kv_used_bytes=0,
+            steps=0,
+            worker_restarts=0,
+            dropped_frames=0,
+            worker_dropped_frames=0,
+            worker_memory_bytes=0,
+        )
+        return msgspec.structs.replace(status, **fields)
+
+    def reject(self, rid: str, code: Any, message: str = "because") -> None:
+        """Refuse a request."""
+        self.channel.send(Rejected(rid, code, message))
+
+
+class FakeDetokenizer(FakePeer):
+    """A detokenizer."""
+
+    receives = RouterToDetokenizer
+
+    def heartbeat(self, **fields: Any) -> Hello:
+        """Its hello."""
+        hello = Hello(
+            name=self.name,
+            incarnation=f"{self.name}-{self.run}",
+            token_address=f"ipc:///tokens/{self.name}",
+        )
+        return msgspec.structs.replace(hello, **fields)
+
+    def lose(self, rid: str) -> None:
+        """Say that a stream has a gap."""
+        self.channel.send(StreamLost(rid))
+
+    def text(
+        self,
+        rid: str,
+        start: int,
+        ids: Iterable[int],
+        offset: int,
+        text: str,
+        *,
+        finish: FinishReason | None = None,
+        cached_tokens: int = 0,
+        logprobs: list[TokenTextLogprobs] | None = None,
+    ) -> None:
+        """Send one entry of new text."""
+        self.channel.send(
+            Text(
+                rids=[rid],
+                starts=[start],
+                ids=[list(ids)],
+                offsets=[offset],
+                texts=[text],
+                finish={0: Finish(finish, cached_tokens)} if finish else {},
+                logprobs={0: logprobs} if logprobs else {},
+            )
+        )
+
+
+class Bench:
+    """A dispatcher with one node and one detokenizer, and whatever is added."""
+
+    def __init__(self, context: zmq.Context[Any], base: str, node_wait_s: float) -> None:
+        self._context, self._base = context, base
+        self.metrics = Metrics()
+        self.dispatcher = Dispatcher(
+            context,
+            node_address=f"{base}nodes",
+            detokenizer_address=f"{base}detokenizers",
+            session="session",
+            max_sequences=MAX_SEQUENCES,
+            node_wait_s=node_wait_s,
+            metrics=self.metrics,
+        )
+        self._peers: list[FakePeer] = []
+
+    async def set_up(self) -> None:
+        """Add what every request needs."""
+        self.detokenizer = await self.add_detokenizer("d0")
+        self.node = await self.add_node("n0")
+
+    async def add_node(self, name: str, **fields: Any) -> FakeNode:
+        """A node that is known to the router."""
+        node = FakeNode(self._context, f"{self._base}nodes", name)
+        self._peers.append(node)
+        await node.greet(**fields)
+        return node
+
+    async def add_detokenizer(self, name: str, **fields: Any) -> FakeDetokenizer:
+        """A detokenizer that is known to the router."""
+        detokenizer = FakeDetokenizer(self._context, f"{self._base}detokenizers", name)
+        self._peers.append(detokenizer)
+        await detokenizer.greet(**fields)
+        return detokenizer
+
+    def close(self) -> None:
+        """Close every socket."""
+        for peer in self._peers:
+            peer.channel.close()
+        self.dispatcher.nodes.pool.channel.close()
+        self.dispatcher.detokenizers.pool.channel.close()
+
+    async def settle(self) -> None:
+        """Wait until all that was sent in either direction has come."""
+        for _ in range(2):
+            for peer in self._peers:
+                await peer.greet()
+
+    async def start(self, *rids: str, **fields: Any) -> list[Sequence]:
+        """Start sequences together, and wait until node and detokenizer know of them."""
+        wakeup = asyncio.Event()
+        sequences = [
+            Sequence(
+                rid=rid,
+                prompt_ids=list(range(20)),
+                sampling=Sampling(seed=1, max_tokens=50),
+                stop=["END"],
+                wakeup=wakeup,
+                **fields,
+            )
+            for rid in rids
+        ]
+        await self.dispatcher.start(sequences)
+        await self.settle()
+        return sequences
+
+    async def start_one(self, *, text: str = "") -> Sequence:
+        """A sequence `a` that has one token for each character of a text."""
+        (sequence,) = await self.start("a")
+        if text:
+            self.detokenizer.text("a", 0, range(len(text)), 0, text)
+            await until(lambda: sequence.chars == len(text), "the text")
+        self.node.received.clear()
+        self.detokenizer.received.clear()
+        return sequence
+
+    @property
+    def recoveries(self) -> float:
+        """How often something was recovered."""
+        return value(self.metrics.registry, "mlxfleet_recoveries_total")
+
+
+def value(registry: CollectorRegistry, name: str) -> float:
+    """A metric's value."""
+    found = registry.get_sample_value(name)
+    assert found is not None
+    return found
+
+
+def run(
+    test: Callable[[Bench], Awaitable[None]],
+    *,
+    set_up: bool = True,
+    node_wait_s: float = DEADLINE_S,
+) -> None:
+    """Run a test over real sockets."""
+
+    async def on_bench(context: zmq.Context[Any], base: str) -> None:
+        bench = Bench(context, base, node_wait_s)
+        try:
+            if set_up:
+                await bench.set_up()
+            await asyncio.wait_for(test(bench), 2 * DEADLINE_S)
+        finally:
+            bench.close()
+
+    context: zmq.Context[Any] = zmq.Context()
+    with tempfile.TemporaryDirectory(prefix="mf-", dir="/tmp") as folder:
+        try:
+            asyncio.run(on_bench(context, f"ipc://{folder}/"))
+        finally:
+            context.destroy(linger=0)
+
+
+def opening(output_ids: list[int], chars: int) -> OpenStream:
+    """How the stream of `a` is opened."""
+    return OpenStream(
+        rid="a",
+        prompt_tail=list(range(20))[-PROMPT_TAIL_TOKENS:],
+        output_ids=output_ids,
+        sent_chars=chars,
+        stop=["END"],
+    )
+
+
+def generation(output_ids: list[int]) -> Generate:
+    """How `a` is generated."""
+    return Generate(
+        rid="a",
+        detokenizer="d0",
+        prompt_ids=list(range(20)),
+        output_ids=output_ids,
+        sampling=Sampling(seed=1, max_tokens=50),
+    )
+
+
+# --- room -----------------------------------------------------------------------------------------
+
+
+def test_room_is_taken_and_given_back() -> None:
+    async def test(bench: Bench) -> None:
+        dispatcher = bench.dispatcher
+        dispatcher.reserve(3)
+        dispatcher.reserve(1)
+        assert dispatcher.in_flight == MAX_SEQUENCES
+        dispatcher.unreserve(3)
+        dispatcher.reserve(2)
+        assert dispatcher.in_flight == 3
+
+    run(test, set_up=False)
+
+
+def test_a_full_router_says_come_back_later() -> None:
+    async def test(bench: Bench) -> None:
+        bench.dispatcher.reserve(3)
+        with pytest.raises(OverloadedError) as caught:
+            bench.dispatcher.reserve(2)
+        assert caught.value.retry_after_s
+        assert bench.dispatcher.in_flight == 3
+
+    run(test, set_up=False)
+
+
+def test_a_request_that_could_never_fit_is_the_clients_fault() -> None:
+    async def test(bench: Bench) -> None:
+        with pytest.raises(InvalidRequestError) as caught:
+            bench.dispatcher.reserve(MAX_SEQUENCES + 1)
+        assert caught.value.param == "n"
+        assert bench.dispatcher.in_flight == 0
+
+    run(test, set_up=False)
+
+
+# --- start ----------------------------------------------------------------------------------------
+
+
+def test_a_start_opens_the_stream_and_asks_the_node() -> None:
+    async def test(bench: Bench) -> None:
+        await bench.start("a")
+        assert bench.detokenizer.work == [opening([], 0)]
+        assert bench.node.work == [generation([])]
+
+    run(test)
+
+
+def test_sequences_of_one_request_go_to_one_node_and_to_detokenizers_in_turn() -> None:
+    async def test(bench: Bench) -> None:
+        other_node = await bench.add_node("n1")
+        other = await bench.add_detokenizer("d1")
+        await bench.start("a", "b", "c", "d")
+        asked = sorted(len(node.work) for node in (bench.node, other_node))
+        assert asked == [0, 4]
+        assert [len(bench.detokenizer.work), len(other.work)] == [2, 2]
+
+    run(test)
+
+
+def test_requests_go_to_the_node_with_the_least_to_do() -> None:
+    async def test(bench: Bench) -> None:
+        other = await bench.add_node("n1")
+        await bench.start("a", "b")
+        await bench.start("c")
+        await bench.start("d")
+        assert sorted(m.rid for m in bench.node.work) in (["a", "b"], ["c", "d"])
+        assert len(bench.node.work) == len(other.work) == 2
+
+    run(test)
+
+
+def test_a_node_that_cannot_generate_gets_nothing() -> None:
+    async def test(bench: Bench) -> None:
+        able = await bench.add_node("n1")
+        await bench.node.greet(can_generate=False)
+        await bench.dispatcher.start(
+            [Sequence("a", [1], Sampling(seed=1, max_tokens=5), [], asyncio.Event())]
+        )
+        await until(lambda: able.work, "the request")
+        assert bench.node.work == []
+
+    run(test)
+
+
+def test_a_start_waits_for_a_node() -> None:
+    async def test(bench: Bench) -> None:
+        await bench.add_detokenizer("d0")
+        start = asyncio.ensure_future(bench.start("a"))
+        await asyncio.sleep(0)
+        node = await bench.add_node("n0")
+        await start
+        assert node.work == [generation([])]
+
+    run(test, set_up=False)
+
+
+def test_without_a_node_in_time_the_server_is_unavailable() -> None:
+    async def test(bench: Bench) -> None:
+        await bench.add_detokenizer("d0")
+        await bench.add_node("n0", can_generate=False)
+        with pytest.raises(UnavailableError) as caught:
+            await bench.start("a")
+        assert caught.value.retry_after_s
+
+    run(test, set_up=False, node_wait_s=0.05)
+
+
+def test_without_a_detokenizer_the_server_is_unavailable() -> None:
+    async def test(bench: Bench) -> None:
+        node = await bench.add_node("n0")
+        with pytest.raises(UnavailableError):
+            await bench.start("a")
+        assert node.work == []
+
+    run(test, set_up=False)
+
+
+def test_nodes_are_told_where_tokens_go() -> None:
+    async def test(bench: Bench) -> None:
+        await bench.node.greet()
+        assert bench.node.received[-1] == Welcome("session", {"d0": "ipc:///tokens/d0"})
+
+    run(test)
+
+
+# --- text -----------------------------------------------------------------------------------------
+
+
+def test_text_arrives_and_wakes_the_client() -> None:
+    async def test(bench: Bench) -> None:
+        sequence = await bench.start_one()
+        bench.detokenizer.text("a", 0, [7, 8], 0, "ab")
+        await asyncio.wait_for(sequence.wakeup.wait(), DEADLINE_S)
+        assert sequence.output_ids == [7, 8]
+        assert sequence.take() == Delta(text="ab")
+        assert not sequence.take()
+
+    run(test)
+
+
+def test_text_that_was_not_taken_is_kept_together() -> None:
+    async def test(bench: Bench) -> None:
+        sequence = await bench.start_one()
+        bench.detokenizer.text("a", 0, [7], 0, "a")
+        bench.detokenizer.text("a", 1, [8], 1, "b", finish="length")
+        await until(lambda: sequence.ended, "the end")
+        assert sequence.take() == Delta(text="ab", finish_reason="length")
+
+    run(test)
+
+
+def test_a_token_without_text_wakes_nobody() -> None:
+    async def test(bench: Bench) -> None:
+        sequence = await bench.start_one()
+        bench.detokenizer.text("a", 0, [7], 0, "")
+        await until(lambda: sequence.output_ids == [7], "the token")
+        assert not sequence.wakeup.is_set()
+
+    run(test)
+
+
+def test_a_finish_ends_the_sequence() -> None:
+    async def test(bench: Bench) -> None:
+        sequence = await bench.start_one()
+        bench.detokenizer.text("a", 0, [0], 0, "", finish="stop", cached_tokens=5)
+        await until(lambda: sequence.ended, "the end")
+        assert sequence.take().finish_reason == "stop"
+        assert sequence.cached_tokens == 5
+
+    run(test)
+
+
+def test_nothing_is_added_after_the_end() -> None:
+    async def test(bench: Bench) -> None:
+        sequence = await bench.start_one()
+        bench.detokenizer.text("a", 0, [7], 0, "a", finish="length")
+        bench.detokenizer.text("a", 1, [8], 1, "b")
+        bench.detokenizer.text("a", 0, [7], 0, "a", finish="stop")
+        await bench.settle()
+        assert sequence.output_ids == [7]
+        assert sequence.take() == Delta(text="a", finish_reason="length")
+
+    run(test)
+
+
+def test_what_comes_twice_is_taken_once() -> None:
+    async def test(bench: Bench) -> None:
+        sequence = await bench.start_one(text="abc")
+        sequence.take()
+        bench.detokenizer.text("a", 0, [0, 1, 2], 0, "abc")
+        bench.detokenizer.text("a", 1, [1, 2], 1, "bc")
+        await bench.settle()
+        assert sequence.output_ids == [0, 1, 2]
+        assert not sequence.take()
+        assert bench.recoveries == 0
+
+    run(test)
+
+
+def test_only_what_is_new_is_taken() -> None:
+    async def test(bench: Bench) -> None:
+        sequence = await bench.start_one(text="abc")
+        sequence.take()
+        bench.detokenizer.text("a", 1, [1, 2, 3], 1, "bcd", logprobs=[entry(t) for t in "bcd"])
+        await until(lambda: sequence.chars == 4, "the new text")
+        assert sequence.output_ids == [0, 1, 2, 3]
+        assert sequence.take() == Delta(text="d", logprobs=[entry("d")])
+
+    run(test)
+
+
+def test_tokens_and_text_may_overlap_by_different_amounts() -> None:
+    async def test(bench: Bench) -> None:
+        sequence = await bench.start_one(text="abc")
+        sequence.take()
+        # Token 3 is known already but its text, held back until now, is not.
+        bench.detokenizer.text("a", 3, [3], 3, "")
+        bench.detokenizer.text("a", 3, [3, 4], 3, "de")
+        await until(lambda: sequence.chars == 5, "the new text")
+        assert sequence.output_ids == [0, 1, 2, 3, 4]
+        assert sequence.take().text == "de"
+
+    run(test)
+
+
+def test_a_finish_that_comes_with_known_text_is_taken() -> None:
+    async def test(bench: Bench) -> None:
+        sequence = await bench.start_one(text="abc")
+        sequence.take()
+        bench.detokenizer.text("a", 2, [2], 2, "c", finish="length")
+        await until(lambda: sequence.ended, "the end")
+        assert sequence.take() == Delta(finish_reason="length")
+        assert sequence.output_ids == [0, 1, 2]
+
+    run(test)
+
+
+def entry(token: str) -> TokenTextLogprobs:
+    """The log-probability of a token."""
+    return TokenTextLogprobs(TokenText(token, list(token.encode()), -1.0), [])
+
+
+def test_text_of_unknown_sequences_is_passed_over() -> None:
+    async def test(bench: Bench) -> None:
+        bench.detokenizer.text("never there", 0, [7], 0, "a")
+        bench.detokenizer.lose("never there")
+        bench.node.reject("never there", "failed")
+        await bench.settle()
+        assert bench.node.work == bench.detokenizer.work == []
+
+    run(test)
+
+
+def test_tokens_are_counted_once() -> None:
+    async def test(bench: Bench) -> None:
+        await bench.start_one(text="abc")
+        bench.detokenizer.text("a", 1, [1, 2, 3], 1, "bcd")
+        await bench.settle()
+        assert value(bench.metrics.registry, "mlxfleet_output_tokens_total") == 4
+        assert value(bench.metrics.registry, "mlxfleet_time_to_first_token_seconds_count") == 1
+        assert value(bench.metrics.registry, "mlxfleet_inter_token_seconds_count") == 1
+
+    run(test)
+
+
+# --- recovery -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("start", "offset"), [(4, 3), (3, 4), (9, 9)])
+def test_a_gap_is_asked_for_again(start: int, offset: int) -> None:
+    async def test(bench: Bench) -> None:
+        sequence = await bench.start_one(text="abc")
+        bench.detokenizer.text("a", start, [9], offset, "z")
+        await bench.settle()
+        assert bench.detokenizer.work == [opening([0, 1, 2], 3)]
+        assert bench.node.work == [Resend("a", "d0", 3)]
+        assert sequence.output_ids == [0, 1, 2]
+        assert bench.recoveries == 1
+
+    run(test)
+
+
+def test_a_lost_stream_is_opened_again() -> None:
+    async def test(bench: Bench) -> None:
+        await bench.start_one(text="abc")
+        bench.detokenizer.lose("a")
+        await bench.settle()
+        assert bench.detokenizer.work == [opening([0, 1, 2], 3)]
+        assert bench.node.work == [Resend("a", "d0", 3)]
+
+    run(test)
+
+
+def test_a_detokenizer_that_restarted_gets_its_streams_again() -> None:
+    async def test(bench: Bench) -> None:
+        await bench.start_one(text="abc")
+        await bench.detokenizer.restart()
+        await bench.settle()
+        assert bench.detokenizer.work == [opening([0, 1, 2], 3)]
+        assert bench.node.work == [Resend("a", "d0", 3)]
+
+    run(test)
+
+
+def test_streams_of_other_detokenizers_are_left_alone() -> None:
+    async def test(bench: Bench) -> None:
+        other = await bench.add_detokenizer("d1")
+        await bench.start("a", "b")
+        mine = [message.rid for message in bench.detokenizer.work]
+        other.received.clear()
+        bench.node.received.clear()
+        await bench.detokenizer.restart()
+        await bench.settle()
+        assert [message.rid for message in bench.detokenizer.work] == mine
+        assert [message.rid for message in bench.node.work] == mine
+        assert other.work == []
+
+    run(test)
+
+
+def test_a_node_that_restarted_gets_its_requests_with_the_tokens_so_far() -> None:
+    async def test(bench: Bench) -> None:
+        await bench.start_one(text="abc")
+        await bench.node.restart()
+        await bench.settle()
+        assert bench.node.work == [generation([0, 1, 2])]
+        assert bench.detokenizer.work == []
+        assert bench.recoveries == 1
+
+    run(test)
+
+
+def test_a_request_that_the_node_does_not_know_is_sent_again() -> None:
+    async def test(bench: Bench) -> None:
+        await bench.start_one(text="abc")
+        bench.node.reject("a", "unknown")
+        await until(lambda: bench.node.work, "the request")
+        assert bench.node.work == [generation([0, 1, 2])]
+
+    run(test)
+
+
+def test_what_has_ended_is_not_recovered() -> None:
+    async def test(bench: Bench) -> None:
+        sequence = await bench.start_one()
+        bench.detokenizer.text("a", 0, [7], 0, "a", finish="stop")
+        await until(lambda: sequence.ended, "the end")
+        bench.detokenizer.lose("a")
+        bench.detokenizer.text("a", 5, [7], 5, "a")
+        bench.node.reject("a", "unknown")
+        await bench.settle()
+        await bench.detokenizer.restart()
+        await bench.node.restart()
+        await bench.settle()
+        assert bench.detokenizer.work == bench.node.work == []
+
+    run(test)
+
+
+def test_heartbeats_recover_nothing() -> None:
+    async def test(bench: Bench) -> None:
+        await bench.start_one(text="abc")
+        await bench.settle()
+        assert bench.detokenizer.work == bench.node.work == []
+        assert bench.recoveries == 0
+
+    run(test)
+
+
+# --- rejection ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "status", "word"),
+    [
+        ("queue_full", OverloadedError, 429, None),
+        ("too_long", InvalidRequestError, 400, "context_length_exceeded"),
+        ("failed", GenerationError, 500, None),
+    ],
+)
+def test_a_rejection_becomes_the_clients_error(
+    code: str, kind: type[RequestError], status: int, word: str | None
+) -> None:
+    async def test(bench: Bench) -> None:
+        sequence = await bench.start_one()
+        bench.node.reject("a", code, "the reason")
+        await asyncio.wait_for(sequence.wakeup.wait(), DEADLINE_S)
+        assert sequence.ended
+        with pytest.raises(kind, match="the reason") as caught:
+            sequence.take()
+        assert (caught.value.status, caught.value.code) == (status, word)
+        assert bool(caught.value.retry_after_s) == (status == 429)
+
+    run(test)
+
+
+def test_a_rejection_after_the_end_changes_nothing() -> None:
+    async def test(bench: Bench) -> None:
+        sequence = await bench.start_one()
+        bench.detokenizer.text("a", 0, [7], 0, "a", finish="stop")
+        await until(lambda: sequence.ended, "the end")
+        bench.node.reject("a", "failed")
+        await bench.settle()
+        assert sequence.error is None
+
+    run(test)
+
+
+# --- release --------------------------------------------------------------------------------------
+
+
+def test_a_release_is_told_to_both_once() -> None:
+    async def test(bench: Bench) -> None:
+        sequence = await bench.start_one(text="abc")
+        for _ in range(2):
+            bench.dispatcher.release(sequence)
+        await bench.settle()
+        assert bench.node.work == [Release("a")]
+        assert bench.detokenizer.work == [CloseStream("a")]
+
+    run(test)
+
+
+def test_what_ended_is_released_too() -> None:
+    async def test(bench: Bench) -> None:
+        sequence = await bench.start_one()
+        bench.detokenizer.text("a", 0, [7], 0, "a", finish="stop")
+        await until(lambda: sequence.ended, "the end")
+        bench.dispatcher.release(sequence)
+        await bench.settle()
+        assert bench.node.work == [Release("a")]
+        assert bench.detokenizer.work == [CloseStream("a")]
+
+    run(test)
+
+
+def test_a_sequence_that_was_never_started_needs_no_release() -> None:
+    async def test(bench: Bench) -> None:
+        sampling = Sampling(seed=1, max_tokens=5)
+        bench.dispatcher.release(Sequence("a", [1], sampling, [], asyncio.Event()))
+        await bench.settle()
+        assert bench.node.work == bench.detokenizer.work == []
+
+    run(test)
+
+
+def test_nothing_comes_for_a_sequence_that_is_released() -> None:
+    async def test(bench: Bench) -> None:
+        sequence = await bench.start_one()
+        bench.dispatcher.release(sequence)
+        bench.detokenizer.text("a", 0, [7], 0, "a")
+        bench.detokenizer.lose("a")
+        bench.node.reject("a", "unknown")
+        await bench.settle()
+        await bench.node.restart()
+        await bench.settle()
+        assert sequence.output_ids == []
+        assert bench.node.work == []
+
+    run(test)
+
+
+# --- protocol versions ----------------------------------------------------------------------------
+
+
+def test_a_node_of_another_protocol_is_refused_and_forgotten() -> None:
+    async def test(bench: Bench) -> None:
+        node = await bench.add_node("n0", version=PROTOCOL_VERSION + 1)
+        (refused,) = node.received
+        assert isinstance(refused, Refused)
+        assert str(PROTOCOL_VERSION + 1) in refused.reason
+        nodes = bench.dispatcher.nodes
+        assert nodes.ready() == []
+        assert nodes.model is None
+
+    run(test, set_up=False)
+
+
+def test_a_detokenizer_of_another_protocol_is_refused_and_forgotten() -> None:
+    async def test(bench: Bench) -> None:
+        detokenizer = await bench.add_detokenizer("d0", version=PROTOCOL_VERSION + 1)
+        (refused,) = detokenizer.received
+        assert isinstance(refused, Refused)
+        assert bench.dispatcher.detokenizers.addresses() == {}
+        assert bench.dispatcher.detokenizers.assign() is None
+
+    run(test, set_up=False)
