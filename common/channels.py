@@ -141,11 +141,10 @@ class Channel(Generic[In, Out]):
         self._turn_scheduled = False
         if self._on_message is None or self.socket.closed:
             return
-        count = 0
         for sender, message in self.receive():
-            count += 1
             self._on_message(sender, message)
-        if count == MESSAGES_PER_TURN:
+        # The descriptor only announces changes, so what is left must not wait for the next one.
+        if not self.socket.closed and int(self.socket.get(zmq.EVENTS)) & zmq.POLLIN:
             self._schedule_turn()
 
 

@@ -20,7 +20,7 @@ from mlxfleet.common.errors import ConfigError
 Flat = Parameter(name="*")
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[int, Meta(ge=1)]
-Seconds = Annotated[float, Meta(ge=0)]
+Seconds = Annotated[float, Meta(ge=0, le=1e6)]
 
 
 @Flat
@@ -73,7 +73,7 @@ class SchedulerOptions:
     max_attempts: Positive = 3
     """How often a sequence is started before it is given up as one that kills its worker."""
 
-    itl_budget_ms: Annotated[float, Meta(gt=0)] = 50.0
+    itl_budget_ms: Annotated[float, Meta(gt=0, le=1e6)] = 50.0
     """Time one prefill chunk may take while other sequences are decoding, in ms."""
 
     max_chunk_tokens: Positive = 512
@@ -85,7 +85,7 @@ class SchedulerOptions:
 class WorkerOptions:
     """The MLX worker."""
 
-    memory_gb: Annotated[float, Meta(gt=0)] | None = None
+    memory_gb: Annotated[float, Meta(gt=0, le=1e6)] | None = None
     """Memory that weights and KV cache may take, in GB; by default the device's recommended
     working set on a Mac, and half of the main memory elsewhere."""
 

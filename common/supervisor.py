@@ -60,6 +60,7 @@ class Child:
 
     spec: ProcessSpec
     run: Run
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
     deaths: deque[float] = field(default_factory=lambda: deque(maxlen=CRASH_LOOP_DEATHS))
     keeper: asyncio.Task[None] | None = None
 
@@ -72,7 +73,6 @@ class Supervisor:
 
     def __init__(self) -> None:
         self._children: dict[str, Child] = {}
-        self._stopping = False
         self._forced = asyncio.Event()
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -98,7 +98,6 @@ class Supervisor:
 
     async def stop(self) -> None:
         """Stop all in order, first politely. `force` cuts the waiting short."""
-        self._stopping = True
         for order in sorted({child.spec.stop_order for child in self._children.values()}):
             group = [c for c in self._children.values() if c.spec.stop_order == order]
             await asyncio.gather(*(self._stop_child(child) for child in group))
@@ -108,6 +107,7 @@ class Supervisor:
         self._forced.set()
 
     async def _stop_child(self, child: Child) -> None:
+        child.stopping.set()
         process = child.run.process
         signal_process(process, signal.SIGTERM)
         ended = asyncio.ensure_future(process.wait())
@@ -127,7 +127,7 @@ class Supervisor:
             signal_process(process, signal.SIGKILL)
         await ended
         if child.keeper is not None:
-            child.keeper.cancel()
+            await child.keeper
 
     async def _keep(self, child: Child) -> None:
         """Restart a child whenever it dies, with growing pauses, until stopped or hopeless."""
@@ -135,7 +135,7 @@ class Supervisor:
         while True:
             run = child.run
             code = await run.process.wait()
-            if self._stopping:
+            if child.stopping.is_set():
                 return
             why = f"{child.spec.name} {describe_exit(code)}"
             if run.reason:
@@ -150,8 +150,24 @@ class Supervisor:
                 return
             pause_s = backoff_s(child.deaths)
             log.warning("%s; starting it again in %.1f s", why, pause_s)
-            await asyncio.sleep(pause_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(child.stopping.wait(), pause_s)
+                return
+            if not await self._respawn(child):
+                return
+
+    async def _respawn(self, child: Child) -> bool:
+        """Start a child once more; False if that is impossible."""
+        try:
             child.run = await spawn(child.spec)
+        except OSError as error:
+            why = f"cannot start {child.spec.name}: {error}"
+            self._give_up(ChildFailedError(why, ExitCode.INTERNAL))
+            return False
+        if child.stopping.is_set():
+            # It was too late for the stop that waits for the run before.
+            signal_process(child.run.process, signal.SIGKILL)
+        return True
 
     def _give_up(self, error: ChildFailedError) -> None:
         if not self.failure.done():

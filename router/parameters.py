@@ -17,6 +17,7 @@ MAX_STOPS = 16
 MAX_TOP_LOGPROBS = 20
 COMPLETION_DEFAULT_MAX_TOKENS = 16
 SEED_BITS = 63
+TOKEN_ID = re.compile("[0-9]{1,10}")
 
 Count = Annotated[int, Meta(ge=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
@@ -219,9 +220,9 @@ def parse_logit_bias(bias: dict[str, float], vocab_size: int) -> dict[int, float
     """Token ids to biases; JSON has only strings as keys."""
     parsed = {}
     for key, value in bias.items():
-        if not key.isascii() or not key.isdigit() or int(key) >= vocab_size:
+        if not TOKEN_ID.fullmatch(key) or int(key) >= vocab_size:
             raise InvalidRequestError(
-                f"logit_bias: {key!r} is not a token id below {vocab_size}", param="logit_bias"
+                f"logit_bias: {key[:20]!r} is not a token id below {vocab_size}", param="logit_bias"
             )
         parsed[int(key)] = value
     return parsed

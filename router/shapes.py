@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import time
+from collections import defaultdict
 from typing import Any, Literal
 
 from msgspec import UNSET, Struct, UnsetType, field
@@ -159,7 +161,7 @@ class CompletionShape:
 
     def __init__(self, logprobs: int | None) -> None:
         self._top = logprobs
-        self._offsets: dict[int, int] = {}
+        self._texts: defaultdict[int, TextLength] = defaultdict(TextLength)
 
     def whole(self, index: int, choice: Choice) -> TextChoice:
         """A finished choice."""
@@ -185,18 +187,27 @@ class CompletionShape:
     def _logprobs(self, index: int, entries: list[TokenTextLogprobs]) -> CompletionLogprobs | None:
         if not entries:
             return None
-        offset = self._offsets.get(index, 0)
-        offsets = []
-        for entry in entries:
-            offsets.append(offset)
-            offset += len(entry.chosen.token)
-        self._offsets[index] = offset
+        text = self._texts[index]
         return CompletionLogprobs(
             tokens=[entry.chosen.token for entry in entries],
             token_logprobs=[entry.chosen.logprob for entry in entries],
             top_logprobs=[completion_top(entry) for entry in entries] if self._top else None,
-            text_offset=offsets,
+            text_offset=[text.add(bytes(entry.chosen.bytes)) for entry in entries],
         )
+
+
+class TextLength:
+    """Counts the characters of tokens that may each be only part of one."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._characters = 0
+
+    def add(self, token: bytes) -> int:
+        """The number of whole characters before a token, which is counted for the next."""
+        before = self._characters
+        self._characters += len(self._decoder.decode(token))
+        return before
 
 
 def completion_top(entry: TokenTextLogprobs) -> dict[str, float]:

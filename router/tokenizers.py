@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import zmq
 
 from mlxfleet.common import channels
-from mlxfleet.common.errors import InvalidRequestError, UnavailableError
+from mlxfleet.common.errors import GenerationError, InvalidRequestError, UnavailableError
 from mlxfleet.common.messages import (
     Hello,
     TokenizeChat,
@@ -20,6 +20,7 @@ from mlxfleet.common.messages import (
 from mlxfleet.router.pool import Greeting, Pool
 
 TIMEOUT_S = 60.0
+MAX_DEATHS = 3
 
 
 @dataclass
@@ -29,6 +30,7 @@ class Job:
     message: TokenizeText | TokenizeChat
     answer: asyncio.Future[list[list[int]]]
     tokenizer: str = ""
+    deaths: int = 0
 
 
 class Tokenizers:
@@ -61,8 +63,9 @@ class Tokenizers:
     def _on_message(self, sender: bytes, message: TokenizerToRouter) -> None:
         match message:
             case Hello():
-                fresh = self._pool.greet(sender, message) is Greeting.FRESH
-                self._assign_again("", *([message.name] if fresh else []))
+                if self._pool.greet(sender, message) is Greeting.FRESH:
+                    self._on_fresh(message.name)
+                self._assign_again()
             case Tokenized():
                 if (job := self._open_job(message.rid)) is not None:
                     job.answer.set_result(message.token_ids)
@@ -90,8 +93,19 @@ class Tokenizers:
                 return
         job.tokenizer = ""
 
-    def _assign_again(self, *tokenizers: str) -> None:
-        """Send again what these tokenizers had; "" stands for nobody."""
+    def _on_fresh(self, name: str) -> None:
+        """Take back what a tokenizer that has died had; give up what was there too often."""
         for job in self._jobs.values():
-            if job.tokenizer in tokenizers:
+            if job.tokenizer != name or job.answer.done():
+                continue
+            job.tokenizer = ""
+            job.deaths += 1
+            if job.deaths >= MAX_DEATHS:
+                why = f"the tokenizer died {job.deaths} times while it had this prompt"
+                job.answer.set_exception(GenerationError(why))
+
+    def _assign_again(self) -> None:
+        """Send what nobody has."""
+        for job in self._jobs.values():
+            if not job.tokenizer and not job.answer.done():
                 self._assign(job)

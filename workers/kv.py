@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import mlx.core as mx
-from mlx_lm.models.cache import CacheList, make_prompt_cache
+from mlx_lm.models.cache import CacheList, ChunkedKVCache, make_prompt_cache
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def why_not_batched(model: Any) -> str | None:
     return None
 
 
-def prefill(model: Any, token_ids: Sequence[int]) -> Cache:
+def prefill(model: Any, token_ids: list[int]) -> Cache:
     """A new cache that holds these tokens."""
     cache: Cache = make_prompt_cache(model)
     if token_ids:
@@ -151,13 +151,22 @@ def token_bytes(cache: Any) -> int:
     return total
 
 
+def window_of(cache: Any) -> int | None:
+    """Most tokens that a cache holds while it decodes, None if it holds all."""
+    if isinstance(cache, ChunkedKVCache):
+        # Trimmed before a token is added, not after.
+        return int(cache.chunk_size) + 1
+    size: int | None = getattr(cache, "max_size", None)
+    return size
+
+
 def measure(cache: Cache) -> tuple[int, int, list[tuple[int, int]]]:
     """What a used cache costs: (fixed bytes, bytes per token, [(window tokens, bytes)])."""
     fixed = per_token = 0
     windowed: dict[int, int] = {}
     for layer in flatten(cache):
         if getattr(layer, "keys", None) is not None:
-            if window := getattr(layer, "max_size", None) or getattr(layer, "chunk_size", None):
+            if window := window_of(layer):
                 windowed[window] = windowed.get(window, 0) + token_bytes(layer)
             else:
                 per_token += token_bytes(layer)

@@ -34,14 +34,15 @@ BUFFER_CACHE_SHARE = 0.05
 PROBE_TOKENS = [1, 2, 3]
 # What mlx-lm and MLX raise for a bad folder, or for a model that this machine cannot run.
 CAUSES = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
+    ArithmeticError,
+    AssertionError,
     AttributeError,
     ImportError,
-    IndexError,
+    LookupError,
+    OSError,
     RuntimeError,
+    TypeError,
+    ValueError,
 )
 
 

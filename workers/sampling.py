@@ -16,6 +16,9 @@ import mlx.core as mx
 from mlxfleet.common.messages import Sampling, TokenLogprobs
 from mlxfleet.workers.randomness import gumbel, row_key
 
+# Close enough to greedy; logits divided by much less are infinite.
+LEAST_TEMPERATURE = 1e-6
+
 
 @dataclass
 class SamplingRow:
@@ -103,7 +106,7 @@ class Sampler:
         self._drawn = drawn
         self._drawn_rows = mx.array(drawn, dtype=mx.int32) if drawn else None
         chosen = [self._rows[i].sampling for i in drawn]
-        self._temperature = column([s.temperature for s in chosen])
+        self._temperature = column([max(s.temperature, LEAST_TEMPERATURE) for s in chosen])
         self._filters = make_filters(chosen)
         self._logprob_rows = [
             i for i, row in enumerate(self._rows) if row.sampling.logprobs is not None

@@ -224,7 +224,3 @@ def test_every_option_can_come_from_the_environment(
 def test_option_names_are_unique() -> None:
     names = [field.name for kind in OPTIONS for field in dataclasses.fields(kind)]
     assert len(names) == len(set(names))
-
-
-def test_option_defaults_are_those_of_the_structure() -> None:
-    assert config.option_defaults(FleetOptions) == {"tokenizers": 1, "detokenizers": 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import sys
@@ -46,12 +47,27 @@ PATIENT = "report('ready'); wait()"
 STUBBORN = "signal.signal(signal.SIGTERM, signal.SIG_IGN); report('ready'); wait()"
 
 
-@pytest.fixture
-def notes(tmp_path: Path) -> Path:
+class Notes:
     """A file in which children leave notes."""
-    path = tmp_path / "notes"
-    path.touch()
-    return path
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.touch()
+
+    def lines(self) -> list[str]:
+        """What they have written."""
+        return self.path.read_text().splitlines()
+
+    def add(self, line: str) -> None:
+        """Leave them a note."""
+        with self.path.open("a") as file:
+            file.write(line + "\n")
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Notes:
+    """A file in which children leave notes."""
+    return Notes(tmp_path / "notes")
 
 
 @pytest.fixture
@@ -61,12 +77,12 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor_module, "STOP_GRACE_S", 0.1)
 
 
-def spec(name: str, program: str, notes: Path, **options: Any) -> ProcessSpec:
+def spec(name: str, program: str, notes: Notes, **options: Any) -> ProcessSpec:
     """A process that runs a few lines of Python."""
     return ProcessSpec(
         name=name,
         command=[sys.executable, "-I", "-S", "-c", PRELUDE + program],
-        environment={"NOTES": str(notes)},
+        environment={"NOTES": str(notes.path)},
         **{"stop_order": 0, "stop_grace_s": 0.1, **options},
     )
 
@@ -114,7 +130,7 @@ def alive(pid: int) -> bool:
 # --- start ----------------------------------------------------------------------------------------
 
 
-def test_start_waits_until_each_is_ready(notes: Path) -> None:
+def test_start_waits_until_each_is_ready(notes: Notes) -> None:
     late = """
 note("started")
 while "go" not in open(os.environ["NOTES"]).read():
@@ -126,9 +142,9 @@ report("ready"); wait()
         start = asyncio.create_task(
             supervisor.start([spec("a", PATIENT, notes), spec("b", late, notes)])
         )
-        await until(lambda: "started" in notes.read_text(), "b")
+        await until(lambda: notes.lines() == ["started"], "b")
         assert not start.done()
-        notes.write_text("go")
+        notes.add("go")
         await start
         assert sorted(supervisor.pids) == ["a", "b"]
         assert all(map(alive, supervisor.pids.values()))
@@ -136,7 +152,7 @@ report("ready"); wait()
     run(test)
 
 
-def test_readiness_may_come_in_pieces(notes: Path) -> None:
+def test_readiness_may_come_in_pieces(notes: Notes) -> None:
     program = """
 fd = int(os.environ["MLXFLEET_STATUS_FD"])
 for piece in (b"something else\\nrea", b"dy", b"\\n"):
@@ -147,7 +163,7 @@ wait()
 
 
 def test_a_process_gets_its_own_group_and_only_its_environment(
-    notes: Path, monkeypatch: pytest.MonkeyPatch
+    notes: Notes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOME_SECRET", "secret")
     program = "note(' '.join(sorted(os.environ))); report('ready'); wait()"
@@ -156,8 +172,8 @@ def test_a_process_gets_its_own_group_and_only_its_environment(
         await supervisor.start([spec("a", program, notes)])
         pid = supervisor.pids["a"]
         assert os.getpgid(pid) == pid
-        assert {"MLXFLEET_STATUS_FD", "NOTES"} <= set(notes.read_text().split())
-        assert "SOME_SECRET" not in notes.read_text()
+        assert {"MLXFLEET_STATUS_FD", "NOTES"} <= set(notes.lines()[0].split())
+        assert "SOME_SECRET" not in notes.lines()[0]
 
     run(test)
 
@@ -177,7 +193,7 @@ def test_a_process_gets_its_own_group_and_only_its_environment(
     ],
 )
 def test_a_death_before_readiness_ends_the_start(
-    notes: Path, program: str, text: str, code: ExitCode
+    notes: Notes, program: str, text: str, code: ExitCode
 ) -> None:
     async def test(supervisor: Supervisor) -> None:
         with pytest.raises(ChildFailedError) as caught:
@@ -188,16 +204,15 @@ def test_a_death_before_readiness_ends_the_start(
     run(test)
 
 
-def test_the_reason_is_read_even_if_the_parent_is_busy(notes: Path) -> None:
+def test_the_reason_is_read_even_if_the_parent_is_busy(notes: Notes) -> None:
     program = "report('failed ' + 'x' * 1000); note('ends'); sys.exit(65)"
 
     async def test(supervisor: Supervisor) -> None:
         start = asyncio.create_task(supervisor.start([spec("a", program, notes)]))
-        while not supervisor.pids:
-            await asyncio.sleep(0)
+        await until(lambda: supervisor.pids, "the process")
         end = time.monotonic() + DEADLINE_S
         # The loop does not turn before the child has reported and is about to end.
-        while "ends" not in notes.read_text() and time.monotonic() < end:
+        while "ends" not in notes.lines() and time.monotonic() < end:
             pass
         with pytest.raises(ChildFailedError, match="a: xxx"):
             await start
@@ -205,7 +220,7 @@ def test_the_reason_is_read_even_if_the_parent_is_busy(notes: Path) -> None:
     run(test)
 
 
-def test_a_process_that_is_never_ready_does_not_hide_a_death(notes: Path) -> None:
+def test_a_process_that_is_never_ready_does_not_hide_a_death(notes: Notes) -> None:
     async def test(supervisor: Supervisor) -> None:
         with pytest.raises(ChildFailedError, match="b exited"):
             await supervisor.start([spec("a", "wait()", notes), spec("b", "sys.exit(3)", notes)])
@@ -216,7 +231,7 @@ def test_a_process_that_is_never_ready_does_not_hide_a_death(notes: Path) -> Non
 # --- restart --------------------------------------------------------------------------------------
 
 
-def test_a_process_that_dies_is_started_again(notes: Path) -> None:
+def test_a_process_that_dies_is_started_again(notes: Notes) -> None:
     async def test(supervisor: Supervisor) -> None:
         await supervisor.start([spec("a", PATIENT, notes), spec("b", PATIENT, notes)])
         before = supervisor.pids
@@ -228,13 +243,15 @@ def test_a_process_that_dies_is_started_again(notes: Path) -> None:
     run(test)
 
 
-def test_pauses_between_restarts_grow(notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pauses_between_restarts_grow(notes: Notes, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[float] = []
     spawn = supervisor_module.spawn
 
     async def timed(spec: ProcessSpec) -> supervisor_module.Run:
-        started.append(time.monotonic())
-        return await spawn(spec)
+        now = time.monotonic()
+        run = await spawn(spec)
+        started.append(now)
+        return run
 
     monkeypatch.setattr(supervisor_module, "spawn", timed)
     monkeypatch.setattr(supervisor_module, "BACKOFF_FIRST_S", 0.05)
@@ -244,15 +261,15 @@ def test_pauses_between_restarts_grow(notes: Path, monkeypatch: pytest.MonkeyPat
         await until(lambda: len(started) == 4, "three restarts")
 
     run(test)
-    pauses = [later - earlier for earlier, later in zip(started, started[1:], strict=False)]
+    pauses = [later - earlier for earlier, later in itertools.pairwise(started)]
     assert all(p >= least for p, least in zip(pauses, (0.05, 0.1, 0.2), strict=True))
 
 
 @pytest.mark.usefixtures("_quick")
-def test_a_restart_that_is_never_ready_is_tried_again(notes: Path) -> None:
+def test_a_restart_that_is_never_ready_is_tried_again(notes: Notes) -> None:
     program = """
-note("run")
-runs = open(os.environ["NOTES"]).read().count("run")
+note(str(os.getpid()))
+runs = len(open(os.environ["NOTES"]).read().split())
 if runs in (2, 3):
     sys.exit(1)
 report("ready")
@@ -263,28 +280,28 @@ wait()
 
     async def test(supervisor: Supervisor) -> None:
         await supervisor.start([spec("a", program, notes)])
-        await until(lambda: notes.read_text().count("run") == 4, "the fourth run")
+        await until(lambda: notes.lines()[3:] == [str(supervisor.pids["a"])], "the fourth run")
         assert not supervisor.failure.done()
 
     run(test)
 
 
 @pytest.mark.usefixtures("_quick")
-def test_a_process_that_keeps_dying_is_given_up(notes: Path) -> None:
+def test_a_process_that_keeps_dying_is_given_up(notes: Notes) -> None:
     program = "note('run'); report('ready'); report('failed so it is'); sys.exit(65)"
 
     async def test(supervisor: Supervisor) -> None:
         await supervisor.start([spec("a", program, notes)])
-        with pytest.raises(ChildFailedError, match="so it is.*again and again") as caught:
+        with pytest.raises(ChildFailedError, match=r"so it is.*again and again") as caught:
             await supervisor.failure
         assert caught.value.exit_code == ExitCode.CRASH_LOOP
-        assert notes.read_text().count("run") == CRASH_LOOP_DEATHS
+        assert notes.lines().count("run") == CRASH_LOOP_DEATHS
 
     run(test)
 
 
 @pytest.mark.usefixtures("_quick")
-def test_a_process_that_cannot_be_started_again_is_given_up(notes: Path, tmp_path: Path) -> None:
+def test_a_process_that_cannot_be_started_again_is_given_up(notes: Notes, tmp_path: Path) -> None:
     program = tmp_path / "program"
     program.symlink_to(sys.executable)
 
@@ -294,7 +311,7 @@ def test_a_process_that_cannot_be_started_again_is_given_up(notes: Path, tmp_pat
                 ProcessSpec(
                     name="a",
                     command=[str(program), "-I", "-S", "-c", PRELUDE + PATIENT],
-                    environment={"NOTES": str(notes)},
+                    environment={"NOTES": str(notes.path)},
                     stop_order=0,
                 )
             ]
@@ -309,7 +326,7 @@ def test_a_process_that_cannot_be_started_again_is_given_up(notes: Path, tmp_pat
 # --- stop -----------------------------------------------------------------------------------------
 
 
-def test_lower_orders_end_before_higher_ones_are_told(notes: Path) -> None:
+def test_lower_orders_end_before_higher_ones_are_told(notes: Notes) -> None:
     def program(name: str) -> str:
         return f"""
 def end(*_):
@@ -329,13 +346,13 @@ report("ready"); wait()
         await supervisor.stop()
         names = ("early", "middle", "late")
         wanted = [f"{name} {what}" for name in names for what in ("told", "ends")]
-        assert notes.read_text().splitlines() == wanted
+        assert notes.lines() == wanted
 
     run(test)
 
 
 @pytest.mark.usefixtures("_quick")
-def test_a_process_that_ignores_sigterm_is_killed(notes: Path) -> None:
+def test_a_process_that_ignores_sigterm_is_killed(notes: Notes) -> None:
     async def test(supervisor: Supervisor) -> None:
         await supervisor.start([spec("a", STUBBORN, notes), spec("b", PATIENT, notes)])
         pids = supervisor.pids.values()
@@ -358,30 +375,30 @@ report("ready"); wait()
 """
 
 
-def test_without_a_grace_period_a_process_may_take_its_time_until_forced(notes: Path) -> None:
+def test_without_a_grace_period_a_process_may_take_its_time_until_forced(notes: Notes) -> None:
     async def test(supervisor: Supervisor) -> None:
         await supervisor.start([spec("a", TWICE, notes, stop_grace_s=None)])
         stop = asyncio.create_task(supervisor.stop())
-        await until(lambda: "told" in notes.read_text(), "the first signal")
+        await until(lambda: "told" in notes.lines(), "the first signal")
         assert not stop.done()
         supervisor.force()
         await stop
-        assert notes.read_text().count("told") == 2
+        assert notes.lines() == ["told", "told"]
 
     run(test)
 
 
-def test_a_second_sigterm_comes_before_a_kill(notes: Path) -> None:
+def test_a_second_sigterm_comes_before_a_kill(notes: Notes) -> None:
     async def test(supervisor: Supervisor) -> None:
         await supervisor.start([spec("a", TWICE, notes)])
         await supervisor.stop()
-        assert notes.read_text().count("told") == 2
+        assert notes.lines() == ["told", "told"]
 
     run(test)
 
 
 @pytest.mark.usefixtures("_quick")
-def test_force_ends_even_what_ignores_sigterm(notes: Path) -> None:
+def test_force_ends_even_what_ignores_sigterm(notes: Notes) -> None:
     async def test(supervisor: Supervisor) -> None:
         await supervisor.start([spec("a", STUBBORN, notes, stop_grace_s=None)])
         pid = supervisor.pids["a"]
@@ -393,7 +410,7 @@ def test_force_ends_even_what_ignores_sigterm(notes: Path) -> None:
 
 
 def test_stopping_does_not_wait_for_a_restart(
-    notes: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    notes: Notes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(supervisor_module, "BACKOFF_FIRST_S", 5.0)
 
@@ -401,12 +418,42 @@ def test_stopping_does_not_wait_for_a_restart(
         await supervisor.start([spec("a", "note('run'); report('ready'); sys.exit(1)", notes)])
         await until(lambda: "starting it again" in caplog.text, "the death")
         await asyncio.wait_for(supervisor.stop(), 1.0)
-        assert notes.read_text() == "run\n"
+        assert notes.lines() == ["run"]
 
     run(test)
 
 
-def test_stopping_twice_or_before_a_start_does_nothing(notes: Path) -> None:
+@pytest.mark.usefixtures("_quick")
+def test_a_process_that_is_being_started_again_is_stopped_too(
+    notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pids: list[int] = []
+    spawn = supervisor_module.spawn
+
+    async def slow(spec: ProcessSpec) -> supervisor_module.Run:
+        run = await spawn(spec)
+        pids.append(run.process.pid)
+        # As slow as executing a process can be on a busy machine.
+        await asyncio.sleep(0.02)
+        return run
+
+    monkeypatch.setattr(supervisor_module, "spawn", slow)
+
+    async def test(supervisor: Supervisor) -> None:
+        await supervisor.start([spec("a", PATIENT, notes)])
+        os.kill(pids[0], signal.SIGKILL)
+        await until(lambda: len(pids) == 2, "the restart")
+        await supervisor.stop()
+        left = list(filter(alive, pids))
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        await until(lambda: not any(map(alive, pids)), "the end of what was left")
+        assert left == []
+
+    run(test)
+
+
+def test_stopping_twice_or_before_a_start_does_nothing(notes: Notes) -> None:
     async def test(supervisor: Supervisor) -> None:
         await supervisor.stop()
         await supervisor.stop()
@@ -415,13 +462,13 @@ def test_stopping_twice_or_before_a_start_does_nothing(notes: Path) -> None:
 
 
 @pytest.mark.usefixtures("_quick")
-def test_a_process_that_dies_while_others_drain_is_started_again(notes: Path) -> None:
+def test_a_process_that_dies_while_others_drain_is_started_again(notes: Notes) -> None:
     async def test(supervisor: Supervisor) -> None:
         draining = spec("a", TWICE, notes, stop_grace_s=None)
         needed = spec("b", PATIENT, notes, stop_order=1)
         await supervisor.start([draining, needed])
         stop = asyncio.create_task(supervisor.stop())
-        await until(lambda: "told" in notes.read_text(), "the drain")
+        await until(lambda: "told" in notes.lines(), "the drain")
         before = supervisor.pids["b"]
         os.kill(before, signal.SIGKILL)
         try:

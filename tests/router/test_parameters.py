@@ -3,6 +3,7 @@ parameter."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -359,10 +360,8 @@ def test_a_body_that_is_not_an_object_is_refused(body: bytes) -> None:
 def test_deep_nesting_kills_nobody(depth: int) -> None:
     for name in (b"prompt", b"tools", b"metadata", b"stop"):
         nested = b"[" * depth + b"]" * depth
-        try:
+        with contextlib.suppress(InvalidRequestError):
             parse(CompletionRequest, b'{"' + name + b'": ' + nested + b"}")
-        except InvalidRequestError:
-            continue
 
 
 def test_huge_numbers_kill_nobody() -> None:
@@ -412,21 +411,17 @@ BODIES = st.one_of(
 @given(body=BODIES)
 def test_any_json_is_a_request_or_a_refusal(body: Any) -> None:
     encoded = json.dumps(body).encode()
-    try:
+    with contextlib.suppress(InvalidRequestError):
         as_chat = parse(ChatRequest, encoded)
         chat_max_tokens(as_chat)
         chat_logprobs(as_chat)
         sampling(as_chat)
         for message in as_chat.messages:
             message.for_template()
-    except InvalidRequestError as error:
-        assert error.message
-    try:
+    with contextlib.suppress(InvalidRequestError):
         as_completion = parse(CompletionRequest, encoded)
         split_prompt(as_completion.prompt, VOCAB_SIZE)
         sampling(as_completion)
-    except InvalidRequestError as error:
-        assert error.message
 
 
 @given(body=st.binary(max_size=40))

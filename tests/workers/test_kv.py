@@ -65,8 +65,8 @@ def test_windows_cost_up_to_their_size_and_are_added_up_by_size() -> None:
     assert measure(caches) == (0, 0, [(8, 2 * TOKEN_BYTES), (16, TOKEN_BYTES)])
 
 
-def test_a_chunk_is_a_window() -> None:
-    assert measure([used(ChunkedKVCache(8), 3)]) == (0, 0, [(8, TOKEN_BYTES)])
+def test_a_chunk_and_the_next_token_are_a_window() -> None:
+    assert measure([used(ChunkedKVCache(8), 3)]) == (0, 0, [(9, TOKEN_BYTES)])
 
 
 def test_a_recurrent_state_costs_the_same_however_long_the_sequence() -> None:
