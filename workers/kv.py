@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 # Model files of mlx-lm 0.32 that run on its batch caches and give wrong tokens.
 WRONG_IN_A_BATCH = {
     "afm7": "its last layers count left padding as positions",
+    "minimax_m3_vl": "cuts keys into blocks where left padding puts them",
     "recurrent_gemma": "takes the zeros of a row without a state for a state",
 }
 # Lengths differ, and one row has no state at all. Not as many rows as gemma2 has KV heads (4, 8 or

@@ -151,6 +151,7 @@ def test_models_run_batched(name: str) -> None:
         ("gpt_bigcode", "Python scalars"),
         ("longcat_flash_ngram", "shapes"),
         ("afm7", "left padding"),
+        ("minimax_m3_vl", "blocks"),
         ("recurrent_gemma", "without a state"),
     ],
 )
@@ -161,6 +162,12 @@ def test_a_model_that_fails_or_errs_in_a_batch_runs_row_by_row_and_says_why(
         assert choose_running_cache(build(name)) is SeparateCaches
     assert name in caplog.text
     assert why in caplog.text
+
+
+def test_what_a_configuration_makes_impossible_is_noticed() -> None:
+    assert choose_running_cache(build("llama", rope_scaling=None)) is BatchedCache
+    dynamic = {"rope_type": "dynamic", "factor": 2.0}
+    assert choose_running_cache(build("llama", rope_scaling=dynamic)) is SeparateCaches
 
 
 @pytest.mark.parametrize("storage", [BatchedCache, SeparateCaches])

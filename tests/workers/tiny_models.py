@@ -270,14 +270,23 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "minicpm": MINICPM,
     "minicpm3": {**MINICPM, "rope_scaling": {}},
-    "minimax_m3_vl": {"moe_layer_freq": [0, 1]},
+    "minimax_m3_vl": {
+        "moe_layer_freq": [0, 1],
+        "sparse_attention_freq": [0, 1],
+        "index_block_size": 4,
+        "index_topk_blocks": 3,
+    },
     "ministral3": {"rope_parameters": YARN},
     "mistral4": {"rope_parameters": YARN},
     "nemotron": {"hidden_act": "relu2"},
     "nemotron-nas": {
         "block_configs": [{"attention": {"n_heads_in_group": 2}, "ffn": {"ffn_mult": 1.0}}] * 2
     },
-    "nemotron_h": {"hybrid_override_pattern": ["M", "*", "-", "M"], "layer_types": None},
+    "nemotron_h": {
+        "hybrid_override_pattern": ["M", "*", "-", "E", "M"],
+        "moe_shared_expert_intermediate_size": 24,
+        "layer_types": None,
+    },
     "olmo_hybrid": {
         "linear_allow_neg_eigval": True,
         "layer_types": ["linear_attention", "full_attention"],
@@ -321,14 +330,14 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 # prism_hadamard_qwen35: needs weights packed in 2 bits. olmo: needs another package.
 
 
-def build(name: str, seed: int = 0) -> Any:
-    """A model with random float32 weights, the same for the same seed."""
+def build(name: str, **changes: Any) -> Any:
+    """A model with random float32 weights, always the same; `changes` to its configuration."""
     module = importlib.import_module(f"mlx_lm.models.{name}")
     own = OVERRIDES.get(name, {})
     inner = own.get("model_type", name)
-    config = {**COMMON, **OVERRIDES.get(inner, {}), **own, "model_type": inner}
+    config = {**COMMON, **OVERRIDES.get(inner, {}), **own, **changes, "model_type": inner}
     arguments = module.ModelArgs.from_dict({**config, "model_type": name, "text_config": config})
-    mx.random.seed(seed)
+    mx.random.seed(0)
     model = module.Model(arguments)
     randomize(model)
     mx.eval(model.parameters())
