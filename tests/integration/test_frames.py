@@ -171,9 +171,10 @@ def test_a_refused_process_says_why_and_ends(tiny_model: Path, process: str) -> 
         assert server.poll(60_000), "the process is silent"
         sender = server.recv_multipart()[0]
         server.send_multipart([sender, msgspec.msgpack.encode(Refused("too old"))])
-        _, errors = child.communicate(timeout=20)
-        assert child.returncode == ExitCode.REFUSED
-        assert b"too old" in errors
+        # Not communicate(): it closes the standard input, which ends the process too.
+        assert child.wait(timeout=20) == ExitCode.REFUSED
+        assert child.stderr is not None
+        assert b"too old" in child.stderr.read()
 
 
 @pytest.mark.parametrize(

@@ -250,7 +250,7 @@ def test_five_requests_together_equal_each_alone(name: str) -> None:
     model = build(name)
     assert choose_running_cache(model) is storage_of(name)
     prompts = prompts_of([1, 9, 1, 18, 40, 12])
-    max_tokens = [16, 5, 12, 10, 8]
+    max_tokens = [14, 4, 6, 8, 6]
     # The first joins the batch in the same step as the one to be aborted, the third later.
     arrivals = [2, 4, 7, 8, 12]
     references = [

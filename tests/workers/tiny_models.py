@@ -360,5 +360,4 @@ def noise(path: str, array: mx.array) -> mx.array:
         return array.astype(mx.float32) + 0.1 * mx.random.normal(array.shape)
     if "embed" in path or "wte" in path:
         return 0.15 * mx.random.normal(array.shape)
-    fan_in = array.size // array.shape[0] if array.ndim == 2 else array.shape[-1]
-    return mx.random.normal(array.shape) * (2.0 / fan_in**0.5)
+    return mx.random.normal(array.shape) * (2.0 / array.shape[-1] ** 0.5)
