@@ -74,7 +74,8 @@ class SchedulerOptions:
     """How often a sequence is started before it is given up as one that kills its worker."""
 
     itl_budget_ms: Annotated[float, Meta(gt=0, le=1e6)] = 50.0
-    """Time one prefill chunk may take while other sequences are decoding, in ms."""
+    """Gap between two tokens of a running stream that a prefill chunk may cause, in ms; 1.5
+    decode steps where those take longer."""
 
     max_chunk_tokens: Positive = 512
     """Largest prefill chunk, in tokens."""

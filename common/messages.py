@@ -358,7 +358,8 @@ class WorkerStatus(Struct, tag="worker_status", frozen=True, kw_only=True):
 
 class Step(Struct, tag="step", kw_only=True):
     """What one turn of the worker's loop produced: one token per decoded row, and prefill
-    progress as (rid, tokens). Times are seconds of wall clock."""
+    progress as (rid, tokens). Times are seconds of wall clock of one decode step, 0 if there was
+    none to measure, and of the chunk."""
 
     epoch: str
     rids: list[str]

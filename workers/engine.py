@@ -39,10 +39,11 @@ class Row:
 
 @dataclass
 class InFlight:
-    """A launched decode step whose tokens have not been read."""
+    """A launched decode step whose tokens have not been read; `waited_for` if they are there."""
 
     rows: list[Row]
     sampled: Sampled
+    waited_for: bool = False
 
 
 class Engine:
@@ -99,12 +100,22 @@ class Engine:
         if self._running:
             self._in_flight = self._launch()
         step = self._read(last, epoch)
-        step.decode_s = time.perf_counter() - began
-        began = time.perf_counter()
         if self._chunks:
-            step.prefilled.append(self._run_chunk(*self._chunks.popleft()))
-        step.prefill_s = time.perf_counter() - began
+            self._run_next_chunk(step, began)
+        elif last is not None and self._in_flight is not None and not last.waited_for:
+            step.decode_s = time.perf_counter() - began
         return step
+
+    def _run_next_chunk(self, step: Step, began: float) -> None:
+        """Run a prefill chunk after the launched decode step, which began at `began`."""
+        if self._in_flight is not None:
+            # The chunk runs after it anyway; waiting tells their times apart.
+            mx.eval(self._in_flight.sampled.arrays())
+            self._in_flight.waited_for = True
+            step.decode_s = time.perf_counter() - began
+        began = time.perf_counter()
+        step.prefilled.append(self._run_chunk(*self._chunks.popleft()))
+        step.prefill_s = time.perf_counter() - began
 
     def _drop_done(self) -> None:
         """Take finished and aborted rows out of the batch."""

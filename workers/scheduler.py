@@ -149,6 +149,7 @@ class Scheduler:
     def on_step(self, step: Step) -> Iterator[tuple[str, Tokens]]:
         """Take in a step; yield its tokens per detokenizer."""
         self.steps += 1
+        self._sizer.observe_decode(step.decode_s)
         self._take_prefill(step)
         columns: dict[str, Tokens] = {}
         for position, (rid, token) in enumerate(zip(step.rids, step.ids, strict=True)):
@@ -228,7 +229,7 @@ class Scheduler:
     def _take_prefill(self, step: Step) -> None:
         for rid, tokens in step.prefilled:
             self._chunks_in_flight = max(0, self._chunks_in_flight - 1)
-            self._sizer.observe(tokens, step.prefill_s)
+            self._sizer.observe_chunk(tokens, step.prefill_s)
             sequence = self._running.get(rid)
             if sequence is None:
                 continue

@@ -210,12 +210,16 @@ if os.fork():
     sys.exit(65)
 time.sleep(0.05)
 report("failed the model is broken")
+os.close(int(os.environ["MLXFLEET_STATUS_FD"]))
+note("reported")
 os._exit(0)
 """
 
     async def test(supervisor: Supervisor) -> None:
-        with pytest.raises(ChildFailedError, match="a: the model is broken"):
+        with pytest.raises(ChildFailedError) as caught:
             await supervisor.start([spec("a", program, notes)])
+        await until(notes.lines, "the report")
+        assert str(caught.value) == "a: the model is broken"
 
     run(test)
 

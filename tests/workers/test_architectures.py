@@ -4,9 +4,10 @@ architecture. Random float32 weights, see tiny_models."""
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 from mlxfleet.common.messages import FinishReason, Sampling
@@ -245,6 +246,15 @@ def test_eight_requests_together_equal_each_alone(name: str) -> None:
     assert results["aborted while prefilling"].prefilled < 59
 
 
+@pytest.fixture
+def uncompiled() -> Iterator[None]:
+    """On CPU, MLX runs a C++ compiler for every fused kernel that the machine has not seen."""
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
+
+
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("name", SHORT)
 def test_five_requests_together_equal_each_alone(name: str) -> None:
     model = build(name)

@@ -815,21 +815,21 @@ class FakeWorker:
     def __init__(self) -> None:
         self.inbox: deque[SchedulerToWorker] = deque()
         self.outbox: deque[Admitted | Step] = deque()
-        self._rows: dict[str, Row] = {}
+        self.rows: dict[str, Row] = {}
         self._aborted: set[str] = set()
         self._chunks: deque[Prefill] = deque()
 
     @property
     def busy(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self.inbox or self._chunks or any(r.decodes for r in self._rows.values()))
+        return bool(self.inbox or self._chunks or any(r.decodes for r in self.rows.values()))
 
     def step(self) -> None:
         """Obey, decode every row that can, run one chunk."""
         while self.inbox:
             self._obey(self.inbox.popleft())
         step = make_step()
-        for rid, row in list(self._rows.items()):
+        for rid, row in list(self.rows.items()):
             if row.decodes:
                 self._decode(step, rid, row)
         if self._chunks:
@@ -841,14 +841,15 @@ class FakeWorker:
     def _obey(self, command: SchedulerToWorker) -> None:
         match command:
             case Admit():
-                assert command.rid not in self._rows
+                assert command.rid not in self.rows
+                assert len(self.rows) < OPTIONS.max_running
                 self.outbox.append(Admitted("", command.rid))
-                self._rows[command.rid] = Row(command, command.n_output)
+                self.rows[command.rid] = Row(command, command.n_output)
             case Prefill():
                 self._chunks.append(command)
             case Abort():
                 self._aborted.add(command.rid)
-                self._rows.pop(command.rid, None)
+                self.rows.pop(command.rid, None)
 
     def _decode(self, step: Step, rid: str, row: Row) -> None:
         token = token_at(rid, row.generated)
@@ -858,10 +859,10 @@ class FakeWorker:
         step.ids.append(token)
         if token == 0 or row.generated >= row.admit.sampling.max_tokens:
             step.finish[position] = "length" if token else "stop"
-            del self._rows[rid]
+            del self.rows[rid]
 
     def _run_chunk(self, chunk: Prefill) -> tuple[str, int]:
-        row = self._rows.get(chunk.rid)
+        row = self.rows.get(chunk.rid)
         if row is None:
             assert chunk.rid in self._aborted
             return chunk.rid, 0
@@ -1064,13 +1065,16 @@ class Fleet(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """In the end everything that is wanted has ended once, and nothing is left behind."""
-        self.new_worker()
+        if self.worker is None:
+            self.new_worker()
         assert self.worker is not None
         for _ in range(MAX_TURNS):
             if not self.worker.busy and all(client.ends for client in self.clients.values()):
                 break
             self.turn(1)
+        self.turn(1)
         assert [rid for rid, client in self.clients.items() if client.ends != 1] == []
+        assert self.worker.rows == {}
         for rid in self.clients:
             self.scheduler.release(rid)
         assert self.scheduler.schedule() == []
