@@ -257,6 +257,22 @@ def test_a_prompt_whose_tokenizer_keeps_dying_is_given_up() -> None:
     run(test)
 
 
+def test_only_the_prompt_that_it_was_at_is_blamed_for_a_tokenizers_death() -> None:
+    async def test(bench: Bench) -> None:
+        only = await bench.add("t0")
+        # One prompt after the other: the oldest that is unanswered is the one it was at.
+        guilty, innocent = bench.ask("guilty"), bench.ask("innocent")
+        while not guilty.done():
+            await until(lambda: only.asked[:1] == ["guilty"], "the question")
+            await only.restart()
+            await only.greet()
+        await until(lambda: only.asked[-1:] == ["innocent"], "the other question")
+        only.answer("innocent")
+        assert await innocent == [[7]]
+
+    run(test)
+
+
 def test_a_heartbeat_of_a_known_tokenizer_sends_nothing_again() -> None:
     async def test(bench: Bench) -> None:
         only = await bench.add("t0")
