@@ -163,7 +163,7 @@ class Generate(Struct, tag="generate", frozen=True, kw_only=True):
 
     rid: str
     detokenizer: str
-    prompt_ids: list[int]
+    prompt_ids: Annotated[list[int], Meta(min_length=1)]
     output_ids: list[int]
     sampling: Sampling
 
@@ -204,6 +204,7 @@ class NodeStatus(Struct, tag="node_status", frozen=True, kw_only=True):
     dropped_frames: int
     worker_dropped_frames: int
     worker_memory_bytes: int
+    rss_bytes: int = 0
 
 
 class Rejected(Struct, tag="rejected", frozen=True):
@@ -293,6 +294,8 @@ class Text(Struct, tag="text", frozen=True):
     def __post_init__(self) -> None:
         check_columns(self.rids, self.starts, self.ids, self.offsets, self.texts)
         check_positions(self.rids, self.finish, self.logprobs)
+        if any(len(entries) != len(self.ids[i]) for i, entries in self.logprobs.items()):
+            raise ValueError("not one log-probability per token")
 
 
 class StreamLost(Struct, tag="stream_lost", frozen=True):

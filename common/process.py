@@ -139,7 +139,9 @@ def fail(error: MlxfleetError) -> None:
 def die_of_exception(loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
     """An exception nobody handled is a bug: end, loudly, and let the parent restart us."""
     error = context.get("exception")
+    if not isinstance(error, BaseException):
+        log.error("%s", context.get("message"))
+        return
     log.critical("%s", context.get("message"))
-    if isinstance(error, BaseException):
-        traceback.print_exception(error)
+    traceback.print_exception(error)
     os._exit(ExitCode.INTERNAL)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -16,7 +16,7 @@ RUNTIME_PARENT = "/tmp"
 RUNTIME_PREFIX = "mlxfleet-"
 
 
-@contextmanager
+@contextlib.contextmanager
 def runtime_folder() -> Iterator[Path]:
     """A folder that only this user can enter, gone at the end."""
     remove_stale_runtimes()
@@ -31,6 +31,9 @@ def remove_stale_runtimes() -> None:
     """Remove what a launch that was killed left behind; it can hold API keys."""
     for folder in Path(RUNTIME_PARENT).glob(f"{RUNTIME_PREFIX}*-*"):
         owner = folder.name.removeprefix(RUNTIME_PREFIX).partition("-")[0]
-        ours = folder.is_dir() and folder.stat().st_uid == os.getuid()
-        if ours and owner.isdigit() and not psutil.pid_exists(int(owner)):
-            shutil.rmtree(folder, ignore_errors=True)
+        if not owner.isdigit() or psutil.pid_exists(int(owner)):
+            continue
+        # Another launch may be removing it too.
+        with contextlib.suppress(OSError):
+            if folder.is_dir() and folder.stat().st_uid == os.getuid():
+                shutil.rmtree(folder)

@@ -19,10 +19,10 @@ from mlxfleet.common.process import STATUS_FD_ENV
 log = logging.getLogger(__name__)
 
 BACKOFF_FIRST_S = 0.1
-BACKOFF_MAX_S = 5.0
 CRASH_LOOP_DEATHS = 6
-CRASH_LOOP_WINDOW_S = 60.0
+SERIES_GAP_S = 60.0
 STOP_GRACE_S = 5.0
+LAST_WORDS_S = 1.0
 
 
 class ChildFailedError(MlxfleetError):
@@ -47,11 +47,12 @@ class ProcessSpec:
 
 @dataclass
 class Run:
-    """One run of a process and what it has told us."""
+    """One run of a process and what it has told us; `silent` when no more can come."""
 
     process: asyncio.subprocess.Process
     ready: asyncio.Future[None]
     reason: str = ""
+    silent: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass
@@ -135,6 +136,8 @@ class Supervisor:
         while True:
             run = child.run
             code = await run.process.wait()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(run.silent.wait(), LAST_WORDS_S)
             if child.stopping.is_set():
                 return
             why = f"{child.spec.name} {describe_exit(code)}"
@@ -145,10 +148,10 @@ class Supervisor:
                 self._give_up(ChildFailedError(why, as_exit_code(code)))
                 return
             child.deaths.append(time.monotonic())
-            if looping(child.deaths):
+            if looping(list(child.deaths)):
                 self._give_up(ChildFailedError(f"{why}, again and again", ExitCode.CRASH_LOOP))
                 return
-            pause_s = backoff_s(child.deaths)
+            pause_s = backoff_s(list(child.deaths))
             log.warning("%s; starting it again in %.1f s", why, pause_s)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(child.stopping.wait(), pause_s)
@@ -213,6 +216,10 @@ class NewsProtocol(asyncio.Protocol):
             elif line.startswith("failed "):
                 self._run.reason = line.removeprefix("failed ")
 
+    def connection_lost(self, error: Exception | None) -> None:
+        """The process has closed its end, or is gone."""
+        self._run.silent.set()
+
 
 def signal_process(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
     """Send a signal to a process that may have ended."""
@@ -239,16 +246,21 @@ def as_exit_code(code: int) -> ExitCode:
     return known if known != ExitCode.OK else ExitCode.INTERNAL
 
 
-def recent(deaths: Sequence[float], now: float) -> int:
-    """How many of the deaths (monotonic seconds) count as one series."""
-    return sum(now - death < CRASH_LOOP_WINDOW_S for death in deaths)
+def series(deaths: Sequence[float]) -> int:
+    """How many of the last deaths (monotonic seconds) came soon after the one before."""
+    count = 1
+    for earlier, later in zip(reversed(deaths[:-1]), reversed(deaths[1:]), strict=True):
+        if later - earlier >= SERIES_GAP_S:
+            break
+        count += 1
+    return count
 
 
 def looping(deaths: Sequence[float]) -> bool:
-    """Whether the last deaths came so fast that restarting is hopeless."""
-    return recent(deaths, deaths[-1]) >= CRASH_LOOP_DEATHS
+    """Whether a process died so often in a row that restarting it is hopeless."""
+    return series(deaths) >= CRASH_LOOP_DEATHS
 
 
 def backoff_s(deaths: Sequence[float]) -> float:
     """Pause before the next start: doubles with each death of a series."""
-    return min(BACKOFF_FIRST_S * 2.0 ** (recent(deaths, deaths[-1]) - 1), BACKOFF_MAX_S)
+    return BACKOFF_FIRST_S * 2.0 ** (series(deaths) - 1)

@@ -33,6 +33,8 @@ from mlxfleet.router.sequences import Sequence
 log = logging.getLogger(__name__)
 
 PROMPT_TAIL_TOKENS = 8
+# Fewer than the deaths in a row at which the parent gives up the fleet.
+MAX_DETOKENIZER_DEATHS = 4
 RETRY_AFTER_S = 1
 
 
@@ -146,7 +148,13 @@ class Dispatcher:
 
     def _on_fresh_detokenizer(self, name: str) -> None:
         for sequence in self._sequences.values():
-            if sequence.detokenizer == name and not sequence.ended:
+            if sequence.detokenizer != name or sequence.ended:
+                continue
+            sequence.detokenizer_deaths += 1
+            if sequence.detokenizer_deaths > MAX_DETOKENIZER_DEATHS:
+                why = f"the detokenizer died {sequence.detokenizer_deaths} times under this request"
+                sequence.fail(GenerationError(why))
+            else:
                 self._recover(sequence)
 
     def _on_fresh_node(self, name: str) -> None:

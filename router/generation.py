@@ -76,15 +76,13 @@ class Generation:
         ]
 
     @contextmanager
-    def admitted(self) -> Iterator[None]:
-        """Hold room in the router, and release every sequence at the end, however it ends."""
-        self._dispatcher.reserve(len(self.sequences))
+    def released_at_end(self) -> Iterator[None]:
+        """Release every sequence, however it ends."""
         try:
             yield
         finally:
             for sequence in self.sequences:
                 self._dispatcher.release(sequence)
-            self._dispatcher.unreserve(len(self.sequences))
 
     async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
         """Start, then yield (choice, what is new) until every choice has ended."""
@@ -132,6 +130,15 @@ class Front:
         self._tokenizers = tokenizers
         self._dispatcher = dispatcher
         self._default_max_tokens = default_max_tokens
+
+    @contextmanager
+    def room_for(self, request: Parameters) -> Iterator[None]:
+        """Hold room in the router for a request's sequences, from before they are tokenized."""
+        self._dispatcher.reserve(request.sequences)
+        try:
+            yield
+        finally:
+            self._dispatcher.unreserve(request.sequences)
 
     async def chat(self, request: ChatRequest) -> Generation:
         """A chat request's generation."""

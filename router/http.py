@@ -167,12 +167,13 @@ class Api:
                 )
             request = parse(kind, await http.read())
             self._check_model(request.model)
-            generation = await make(request)
-            with generation.admitted():
+            with self._front.room_for(request):
+                generation = await make(request)
                 self._metrics.prompt_tokens.inc(generation.prompt_tokens)
                 shape = make_shape(request)
                 answer = self._stream if request.stream else self._whole
-                response = await answer(http, request, generation, shape)
+                with generation.released_at_end():
+                    response = await answer(http, request, generation, shape)
             failed = any(sequence.error for sequence in generation.sequences)
             outcome = "error" if failed else "ok"
             return response

@@ -16,6 +16,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from mlxfleet.common.liveness import resident_bytes
 from mlxfleet.common.messages import NodeStatus
 from mlxfleet.router.pool import Pool
 from mlxfleet.router.sequences import Sequence
@@ -109,6 +110,10 @@ class FleetCollector(Collector):
         silence = GaugeMetricFamily(
             "mlxfleet_process_silence_seconds", "Since the last heartbeat.", labels=["process"]
         )
+        memory = GaugeMetricFamily(
+            "mlxfleet_process_memory_bytes", "Resident memory.", labels=["process"]
+        )
+        memory.add_metric(["router"], resident_bytes())
         own = sum(pool.channel.dropped_frames for pool in self._pools.values())
         dropped.add_metric(["router"], own)
         now = time.monotonic()
@@ -117,11 +122,12 @@ class FleetCollector(Collector):
                 restarts.add_metric([peer.name], peer.restarts)
                 dropped.add_metric([peer.name], peer.dropped_frames)
                 silence.add_metric([peer.name], now - peer.last_seen)
+                memory.add_metric([peer.name], peer.rss_bytes)
         for status in self._statuses().values():
             worker = f"{status.name}/worker"
             restarts.add_metric([worker], status.worker_restarts)
             dropped.add_metric([worker], status.worker_dropped_frames)
-        yield from (restarts, dropped, silence)
+        yield from (restarts, dropped, silence, memory)
 
     def _nodes(self) -> Iterator[Metric]:
         columns: list[tuple[str, str, Callable[[NodeStatus], float]]] = [
@@ -133,7 +139,11 @@ class FleetCollector(Collector):
                 "KV cache that may be reserved.",
                 lambda s: s.model.kv_budget_bytes if s.model else 0,
             ),
-            ("mlxfleet_worker_memory_bytes", "MLX memory.", lambda s: s.worker_memory_bytes),
+            (
+                "mlxfleet_worker_memory_bytes",
+                "Memory that MLX holds.",
+                lambda s: s.worker_memory_bytes,
+            ),
             ("mlxfleet_node_ready", "1 if the node can generate.", lambda s: s.can_generate),
         ]
         for name, text, read in columns:

@@ -17,7 +17,7 @@ MAX_STOPS = 16
 MAX_TOP_LOGPROBS = 20
 COMPLETION_DEFAULT_MAX_TOKENS = 16
 SEED_BITS = 63
-TOKEN_ID = re.compile("[0-9]{1,10}")
+TOKEN_ID = re.compile("0|[1-9][0-9]{0,9}")
 
 Count = Annotated[int, Meta(ge=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
@@ -112,6 +112,11 @@ class Parameters(Struct, forbid_unknown_fields=True, kw_only=True):
         """Stop strings as a list."""
         return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
 
+    @property
+    def sequences(self) -> int:
+        """How many sequences the request asks for."""
+        return self.n or 1
+
 
 class ChatRequest(Parameters, kw_only=True):
     """Body of POST /v1/chat/completions."""
@@ -128,6 +133,12 @@ class CompletionRequest(Parameters, kw_only=True):
     prompt: str | list[Any]
     logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
+    @property
+    def sequences(self) -> int:
+        """How many sequences the request asks for, if its prompt is valid."""
+        many = isinstance(self.prompt, list) and not all(map(is_int, self.prompt))
+        return (len(self.prompt) if many else 1) * (self.n or 1)
+
 
 R = TypeVar("R", ChatRequest, CompletionRequest)
 
@@ -143,7 +154,7 @@ def parse(kind: type[R], body: bytes) -> R:
     known = kind.__struct_fields__
     for name, value in raw.items():
         harmless = UNSUPPORTED.get(name)
-        if harmless is not None and name not in known and value not in harmless:
+        if harmless is not None and name not in known and not asks_nothing(value, harmless):
             raise InvalidRequestError(
                 f"{name} is not supported by this server", param=name, code="unsupported_parameter"
             )
@@ -155,6 +166,11 @@ def parse(kind: type[R], body: bytes) -> R:
     if request.stream_options is not None and not request.stream:
         raise InvalidRequestError("stream_options needs stream", param="stream_options")
     return request
+
+
+def asks_nothing(value: object, harmless: tuple[Any, ...]) -> bool:
+    """Whether a value is one of the harmless ones; 1 and true are told apart."""
+    return any(type(value) is type(known) and value == known for known in harmless)
 
 
 def invalid(error: msgspec.ValidationError) -> InvalidRequestError:

@@ -51,6 +51,7 @@ class Pool:
         assert known is not None
         known.last_seen = time.monotonic()
         known.dropped_frames = hello.dropped_frames
+        known.rss_bytes = hello.rss_bytes
         self.channel.send(Welcome(self._session, detokenizers or {}), to=sender)
         return Greeting.FRESH if fresh else Greeting.KNOWN
 

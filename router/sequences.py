@@ -42,6 +42,7 @@ class Sequence:
     pending: Delta = field(default_factory=Delta)
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
+    detokenizer_deaths: int = 0
     error: RequestError | None = None
     started: float = field(default_factory=time.perf_counter)
     last_token: float | None = None

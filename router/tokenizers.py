@@ -94,11 +94,12 @@ class Tokenizers:
         job.tokenizer = ""
 
     def _on_fresh(self, name: str) -> None:
-        """Take back what a tokenizer that has died had; give up what was there too often."""
-        for job in self._jobs.values():
-            if job.tokenizer != name or job.answer.done():
-                continue
+        """Take back what a tokenizer that has died had. It works in order, so it died of the
+        oldest, if of any; that one is given up after too many deaths."""
+        lost = [j for j in self._jobs.values() if j.tokenizer == name and not j.answer.done()]
+        for job in lost:
             job.tokenizer = ""
+        for job in lost[:1]:
             job.deaths += 1
             if job.deaths >= MAX_DEATHS:
                 why = f"the tokenizer died {job.deaths} times while it had this prompt"

@@ -12,7 +12,7 @@ import zmq
 from mlxfleet.common import channels
 from mlxfleet.common.config import SchedulerProcess
 from mlxfleet.common.errors import RefusedError
-from mlxfleet.common.liveness import SILENT_AFTER_S, new_incarnation
+from mlxfleet.common.liveness import SILENT_AFTER_S, new_incarnation, resident_bytes
 from mlxfleet.common.messages import (
     PROTOCOL_VERSION,
     Admitted,
@@ -196,6 +196,7 @@ class SchedulerService(Service):
                 dropped_frames=self._router.dropped_frames + self._workers.dropped_frames,
                 worker_dropped_frames=worker.dropped_frames if worker else 0,
                 worker_memory_bytes=worker.memory_bytes if worker else 0,
+                rss_bytes=resident_bytes(),
             )
         )
 

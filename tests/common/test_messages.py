@@ -71,6 +71,8 @@ def structs(kind: type[Struct]) -> st.SearchStrategy[Any]:
         for name, hint in get_type_hints(kind, include_extras=True).items()
         if not name.startswith("__")
     }
+    if kind is Generate:
+        fields["prompt_ids"] = st.lists(fields.pop("prompt_ids").filter(bool).map(max), min_size=1)
     if kind in (Step, Tokens, Text):
         return columns(kind, fields)
     return st.builds(kind, **fields)
@@ -89,8 +91,8 @@ def columns(
             made[name] = draw(st.lists(item, min_size=length, max_size=length))
         elif isinstance(value, dict):
             made[name] = {k: v for k, (_, v) in enumerate(value.items()) if k < length}
-    if kind is Tokens:
-        entry = values(TokenLogprobs)
+    if kind in (Tokens, Text):
+        entry = values(TokenLogprobs if kind is Tokens else TokenTextLogprobs)
         made["logprobs"] = {
             position: draw(st.lists(entry, min_size=len(ids), max_size=len(ids)))
             for position, ids in enumerate(made["ids"])
