@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from msgspec import Struct
 
 from mlxfleet.common import messages
-from mlxfleet.common.messages import Finish, Sampling, Step, Text, TokenLogprobs, Tokens
+from mlxfleet.common.messages import (
+    Finish,
+    Sampling,
+    Step,
+    Text,
+    TokenLogprobs,
+    Tokens,
+    TokenTextLogprobs,
+)
 
 UNIONS = {
     name: getattr(messages, name)
@@ -40,8 +48,10 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 def values(hint: Any) -> st.SearchStrategy[Any]:
     """Values of a field's type."""
     origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Annotated:
+    if origin is Annotated and arguments[0] is int:
         return st.integers(0, 2**63 - 1)
+    if origin is Annotated:
+        return values(arguments[0]).filter(bool)
     if origin is Literal:
         return st.sampled_from(arguments)
     if origin in (Union, types.UnionType):
@@ -71,8 +81,6 @@ def structs(kind: type[Struct]) -> st.SearchStrategy[Any]:
         for name, hint in get_type_hints(kind, include_extras=True).items()
         if not name.startswith("__")
     }
-    if kind is Generate:
-        fields["prompt_ids"] = st.lists(fields.pop("prompt_ids").filter(bool).map(max), min_size=1)
     if kind in (Step, Tokens, Text):
         return columns(kind, fields)
     return st.builds(kind, **fields)
