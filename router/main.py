@@ -19,6 +19,9 @@ from mlxfleet.router.metrics import FleetCollector, Metrics
 from mlxfleet.router.tokenizers import Tokenizers
 
 
+CUT_OFF_S = 0.1
+
+
 class RouterService(Service):
     """Wires the HTTP API to the pools behind it."""
 
@@ -80,7 +83,8 @@ class RouterService(Service):
             self._api.application(max_body_bytes),
             handler_cancellation=True,
             access_log=None,
-            shutdown_timeout=1.0,
+            # What is left after the drain is cut off.
+            shutdown_timeout=CUT_OFF_S,
         )
         await self._runner.setup()
         try:
