@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
 from typing import Any
 
@@ -36,9 +37,9 @@ class ClientService(Service):
         """Malformed frames on all our links."""
         return self.router.dropped_frames
 
+    @abc.abstractmethod
     def on_message(self, message: Any) -> None:
         """Handle a message of the router that is about work."""
-        raise NotImplementedError
 
     async def shutdown(self) -> None:
         """Close the link."""
