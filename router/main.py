@@ -18,7 +18,6 @@ from mlxfleet.router.http import Api
 from mlxfleet.router.metrics import FleetCollector, Metrics
 from mlxfleet.router.tokenizers import Tokenizers
 
-
 CUT_OFF_S = 0.1
 
 
