@@ -28,11 +28,10 @@ def find_openblas() -> Path | None:
 
 
 def worker_environment(threads: int | None) -> dict[str, str]:
-    """What to add to the worker's environment. Half of the cores by default: the other
-    processes need the rest."""
+    """What to add to the worker's environment; `threads` None is one per core."""
     library = find_openblas()
     if library is None:
         return {}
-    threads = threads or max(1, (os.cpu_count() or 1) // 2)
+    threads = threads or os.cpu_count() or 1
     preload = " ".join(filter(None, (str(library), os.environ.get("LD_PRELOAD"))))
     return {"LD_PRELOAD": preload, "OPENBLAS_NUM_THREADS": str(threads)}

@@ -94,7 +94,7 @@ class WorkerOptions:
     """Longest sequence in tokens, if less than the model allows."""
 
     blas_threads: Positive | None = None
-    """OpenBLAS threads of the worker (Linux only); half of the cores by default."""
+    """OpenBLAS threads of the worker (Linux only); one per core by default."""
 
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
