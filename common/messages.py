@@ -186,7 +186,7 @@ RouterToNode = Generate | Resend | Release | Welcome | Refused
 
 
 class NodeStatus(Struct, tag="node_status", frozen=True, kw_only=True):
-    """A node presents itself and reports its state, four times a second and on change.
+    """A node presents itself and reports its state, four times a second and when its worker is new.
     `model` is None until the worker has loaded it; `can_generate` follows the worker."""
 
     name: str
