@@ -50,6 +50,9 @@ class Options:
     temperature: float = 0.0
     """0 is greedy."""
 
+    top_p: float = 1.0
+    """Nucleus sampling; 1 is off."""
+
     rounds: int = 3
     """How often every server is started and measured."""
 

@@ -109,6 +109,7 @@ class Run:
             concurrency=concurrency,
             max_tokens=min(options.max_tokens, WARM_UP_TOKENS) if warm_up else options.max_tokens,
             temperature=options.temperature,
+            top_p=options.top_p,
             model=server.spec.model,
         )
 

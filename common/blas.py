@@ -1,4 +1,6 @@
-"""OpenBLAS for the MLX worker on Linux, where MLX's own wheel links the slow reference BLAS."""
+"""What the MLX worker needs on Linux: OpenBLAS, because MLX's own wheel links the slow reference
+BLAS, and an allocator that keeps freed memory, because MLX's CPU build has no cache of buffers and
+glibc would return every large one to the kernel."""
 
 from __future__ import annotations
 
@@ -16,6 +18,11 @@ MISSING = (
     " (Debian, Ubuntu: apt-get install libopenblas0-pthread)"
 )
 
+# Idle threads wait for 2 to this power clock cycles before they sleep; by default for 26, in which
+# they keep cores from everybody else.
+THREAD_TIMEOUT = "14"
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 33)}
+
 
 def find_openblas() -> Path | None:
     """The library, or None if there is none or none is needed."""
@@ -29,9 +36,16 @@ def find_openblas() -> Path | None:
 
 def worker_environment(threads: int | None) -> dict[str, str]:
     """What to add to the worker's environment; `threads` None is one per core."""
+    if not sys.platform.startswith("linux"):
+        return {}
     library = find_openblas()
     if library is None:
-        return {}
+        return MALLOC
     threads = threads or os.cpu_count() or 1
     preload = " ".join(filter(None, (str(library), os.environ.get("LD_PRELOAD"))))
-    return {"LD_PRELOAD": preload, "OPENBLAS_NUM_THREADS": str(threads)}
+    return {
+        **MALLOC,
+        "LD_PRELOAD": preload,
+        "OPENBLAS_NUM_THREADS": str(threads),
+        "OPENBLAS_THREAD_TIMEOUT": THREAD_TIMEOUT,
+    }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from cyclopts import Parameter
@@ -87,14 +87,25 @@ class WorkerOptions:
     """The MLX worker."""
 
     memory_gb: Annotated[float, Meta(gt=0, le=1e6)] | None = None
-    """Memory that weights and KV cache may take, in GB; by default the device's recommended
+    """Memory for weights, caches and activations, in GB; by default the device's recommended
     working set on a Mac, and half of the main memory elsewhere."""
+
+    prefix_cache_gb: Annotated[float, Meta(ge=0, le=1e6)] | None = None
+    """Memory for prefixes of earlier requests, in GB, out of what weights leave of --memory-gb; a
+    quarter of that by default, 0 for no reuse."""
 
     max_context: Positive | None = None
     """Longest sequence in tokens, if less than the model allows."""
 
     blas_threads: Positive | None = None
-    """OpenBLAS threads of the worker (Linux only); one per core by default."""
+    """OpenBLAS threads of the worker (Linux only); by default one per core, or one less for a model
+    whose passes are so short that the other processes need a core."""
+
+    kv_bits: Literal[4, 8] | None = None
+    """Quantize the KV cache and the prefix cache to this many bits."""
+
+    quantize: Literal["q4", "q8"] | None = None
+    """Quantize the weights to 4 or 8 bits when they are loaded."""
 
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
@@ -164,6 +175,8 @@ class WorkerProcess:
     name: str
     model_dir: Path
     scheduler_address: str
+    max_running: int
+    max_chunk_tokens: int
     options: WorkerOptions
 
 

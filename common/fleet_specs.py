@@ -91,6 +91,8 @@ def make_specs(
         name="worker-0",
         model_dir=model_dir,
         scheduler_address=scheduler.worker_address,
+        max_running=options.scheduler.max_running,
+        max_chunk_tokens=options.scheduler.max_chunk_tokens,
         options=options.worker,
     )
     blas = worker_environment(options.worker.blas_threads)

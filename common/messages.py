@@ -15,6 +15,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from mlxfleet.common.kv_sizes import capacity_for
+
 PROTOCOL_VERSION = 1
 
 FinishReason = Literal["stop", "length"]
@@ -68,7 +70,9 @@ class Finish(Struct, frozen=True):
 
 class ModelInfo(Struct, frozen=True, kw_only=True):
     """What a loaded model can do and costs. Bytes of KV cache for n tokens are
-    `fixed_bytes + n * bytes_per_token + sum(min(n, window) * bytes for window, bytes in windowed)`.
+    `fixed_bytes + n * bytes_per_token + sum(min(n, window) * bytes for window, bytes in windowed)`,
+    where n is rounded up to a slot of a slab if the model runs `in_slabs`. `cold_blocks` is the
+    size of the cold store, 0 if prefixes cannot be reused.
     """
 
     vocab_size: int
@@ -79,9 +83,13 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     bytes_per_token: int
     windowed: list[tuple[int, int]]
     weights_bytes: int
+    in_slabs: bool = False
+    cold_blocks: int = 0
 
     def kv_bytes(self, tokens: int) -> int:
         """Bytes of KV cache that `tokens` positions of one sequence occupy."""
+        if self.in_slabs:
+            tokens = capacity_for(tokens)
         windowed = sum(min(tokens, window) * size for window, size in self.windowed)
         return self.fixed_bytes + tokens * self.bytes_per_token + windowed
 
@@ -187,7 +195,8 @@ RouterToNode = Generate | Resend | Release | Welcome | Refused
 
 class NodeStatus(Struct, tag="node_status", frozen=True, kw_only=True):
     """A node presents itself and reports its state, four times a second and when its worker is new.
-    `model` is None until the worker has loaded it; `can_generate` follows the worker."""
+    `model` is None until the worker has loaded it; `can_generate` follows the worker. `busy_s` and
+    `idle_s` are how long the worker has computed, and how long it has waited with rows to run."""
 
     name: str
     incarnation: str
@@ -200,6 +209,12 @@ class NodeStatus(Struct, tag="node_status", frozen=True, kw_only=True):
     max_queue: int
     kv_used_bytes: int
     steps: int
+    busy_s: float
+    idle_s: float
+    preemptions: int
+    prefilled_tokens: int
+    cached_tokens: int
+    cold_blocks_used: int
     worker_restarts: int
     dropped_frames: int
     worker_dropped_frames: int
@@ -317,28 +332,42 @@ class Reset(Struct, tag="reset", frozen=True):
 
 
 class Admit(Struct, tag="admit", frozen=True, kw_only=True):
-    """A new row: `token_ids` are prompt and output so far, the last `n_output` of them output."""
+    """A new row: `token_ids` are prompt and output so far, the last `n_output` of them output. It
+    starts with the first `cached_tokens` of them out of these blocks of the cold store."""
 
     rid: str
     token_ids: list[int]
     n_output: int
     sampling: Sampling
+    cached_tokens: Count = 0
+    cached_blocks: list[int] = []
 
 
 class Prefill(Struct, tag="prefill", frozen=True):
-    """Run the next `tokens` prompt tokens of a row; commands run in order, one per decode step."""
+    """Run the next `tokens[i]` prompt tokens of `rids[i]`, all in one pass."""
+
+    rids: list[str]
+    tokens: list[Count]
+
+    def __post_init__(self) -> None:
+        check_columns(self.rids, self.tokens)
+
+
+class Store(Struct, tag="store", frozen=True):
+    """Copy a row's tokens from position `start` on to blocks of the cold store."""
 
     rid: str
-    tokens: Count
+    start: Count
+    blocks: list[int]
 
 
-class Abort(Struct, tag="abort", frozen=True):
-    """Drop a row, whether it is prefilling or decoding."""
+class Drop(Struct, tag="drop", frozen=True):
+    """Forget a row in any state. A row that has ended keeps its memory until then."""
 
     rid: str
 
 
-SchedulerToWorker = Refused | Reset | Admit | Prefill | Abort
+SchedulerToWorker = Refused | Reset | Admit | Prefill | Store | Drop
 
 
 class Admitted(Struct, tag="admitted", frozen=True):
@@ -360,18 +389,19 @@ class WorkerStatus(Struct, tag="worker_status", frozen=True, kw_only=True):
 
 
 class Step(Struct, tag="step", kw_only=True):
-    """What one turn of the worker's loop produced: one token per decoded row, and prefill
-    progress as (rid, tokens). Times are seconds of wall clock of one decode step, 0 if there was
-    none to measure, and of the chunk."""
+    """What one pass of the worker produced: one token per decoded row, and prefill progress as
+    (rid, tokens). `pass_s` is its wall clock in seconds, 0 if there was no pass, `idle_s` how long
+    the device waited before it although there were rows."""
 
     epoch: str
-    rids: list[str]
-    ids: list[int]
-    finish: dict[int, FinishReason]
-    logprobs: dict[int, TokenLogprobs]
-    prefilled: list[tuple[str, int]]
-    decode_s: float
-    prefill_s: float
+    rids: list[str] = []
+    ids: list[int] = []
+    finish: dict[int, FinishReason] = {}
+    logprobs: dict[int, TokenLogprobs] = {}
+    prefilled: list[tuple[str, int]] = []
+    decoded_rows: int = 0
+    pass_s: float = 0.0
+    idle_s: float = 0.0
 
     def __post_init__(self) -> None:
         check_columns(self.rids, self.ids)

@@ -130,28 +130,64 @@ class FleetCollector(Collector):
         yield from (restarts, dropped, silence, memory)
 
     def _nodes(self) -> Iterator[Metric]:
-        columns: list[tuple[str, str, Callable[[NodeStatus], float]]] = [
-            ("mlxfleet_queue_depth", "Sequences waiting on the node.", lambda s: s.queued),
-            ("mlxfleet_running_rows", "Sequences in the worker.", lambda s: s.running),
-            ("mlxfleet_kv_used_bytes", "KV cache reserved.", lambda s: s.kv_used_bytes),
-            (
-                "mlxfleet_kv_budget_bytes",
-                "KV cache that may be reserved.",
-                lambda s: s.model.kv_budget_bytes if s.model else 0,
-            ),
-            (
-                "mlxfleet_worker_memory_bytes",
-                "Memory that MLX holds.",
-                lambda s: s.worker_memory_bytes,
-            ),
-            ("mlxfleet_node_ready", "1 if the node can generate.", lambda s: s.can_generate),
-        ]
-        for name, text, read in columns:
+        for name, text, read in NODE_GAUGES:
             family = GaugeMetricFamily(name, text, labels=["node"])
             for status in self._statuses().values():
                 family.add_metric([status.name], float(read(status)))
             yield family
-        steps = CounterMetricFamily("mlxfleet_worker_steps", "Worker steps.", labels=["node"])
-        for status in self._statuses().values():
-            steps.add_metric([status.name], status.steps)
-        yield steps
+        for name, text, read in NODE_COUNTERS:
+            counter = CounterMetricFamily(name, text, labels=["node"])
+            for status in self._statuses().values():
+                counter.add_metric([status.name], float(read(status)))
+            yield counter
+
+
+NodeFigure = tuple[str, str, Callable[[NodeStatus], float]]
+
+NODE_GAUGES: list[NodeFigure] = [
+    ("mlxfleet_queue_depth", "Sequences waiting on the node.", lambda s: s.queued),
+    ("mlxfleet_running_rows", "Sequences in the worker.", lambda s: s.running),
+    ("mlxfleet_kv_used_bytes", "KV cache reserved.", lambda s: s.kv_used_bytes),
+    (
+        "mlxfleet_kv_budget_bytes",
+        "KV cache that may be reserved.",
+        lambda s: s.model.kv_budget_bytes if s.model else 0,
+    ),
+    (
+        "mlxfleet_prefix_cache_blocks",
+        "Blocks of the prefix cache; 0 if the model's prefixes cannot be reused.",
+        lambda s: s.model.cold_blocks if s.model else 0,
+    ),
+    (
+        "mlxfleet_prefix_cache_used_blocks",
+        "Blocks of the prefix cache that hold something.",
+        lambda s: s.cold_blocks_used,
+    ),
+    ("mlxfleet_worker_memory_bytes", "Memory that MLX holds.", lambda s: s.worker_memory_bytes),
+    ("mlxfleet_node_ready", "1 if the node can generate.", lambda s: s.can_generate),
+]
+
+NODE_COUNTERS: list[NodeFigure] = [
+    ("mlxfleet_worker_steps", "Worker steps.", lambda s: s.steps),
+    ("mlxfleet_worker_busy_seconds", "Time in worker steps.", lambda s: s.busy_s),
+    (
+        "mlxfleet_worker_idle_seconds",
+        "Time between worker steps in which there were sequences to run.",
+        lambda s: s.idle_s,
+    ),
+    (
+        "mlxfleet_preemptions",
+        "Sequences sent back to the queue because others needed their memory.",
+        lambda s: s.preemptions,
+    ),
+    (
+        "mlxfleet_prefilled_tokens",
+        "Prompt tokens that were computed.",
+        lambda s: s.prefilled_tokens,
+    ),
+    (
+        "mlxfleet_prefix_cache_hit_tokens",
+        "Prompt tokens that came out of the prefix cache instead.",
+        lambda s: s.cached_tokens,
+    ),
+]

@@ -1,171 +1,188 @@
-"""The engine: rows that prefill, rows that decode, and one step of both at a time.
+"""The engine: rows that prefill, rows that decode, and passes that do both at once.
 
-The next decode step is launched before the last one's tokens are read, so the device works while
-Python does. A row that turns out to have ended was decoded once too often; that token is dropped.
+The next pass is launched before the last one's tokens are read, so the device works while Python
+does. A row that turns out to have ended was decoded once too often; that token is dropped.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import make_prompt_cache
 
-from mlxfleet.common.messages import Admit, FinishReason, Prefill, Step
-from mlxfleet.workers.kv import Cache, RunningCache, choose_running_cache
+from mlxfleet.common.messages import Admit, FinishReason, Prefill, Step, Store
+from mlxfleet.workers.kv_storage import KVStorage
+from mlxfleet.workers.row import Chunk, Row
 from mlxfleet.workers.sampling import Sampled, Sampler, SamplingRow, read_logprobs
-
-
-@dataclass(eq=False)
-class Row:
-    """A sequence in the worker. `cache` holds its KV state until it joins the running batch."""
-
-    rid: str
-    token_ids: list[int]
-    sampling: SamplingRow
-    cache: Cache
-    prefilled: int = 0
-    generated: int = 0
-    done: bool = False
-
-    @property
-    def prefill_tokens(self) -> int:
-        """Tokens to prefill: all but the last, which is the first decode input."""
-        return len(self.token_ids) - 1
 
 
 @dataclass
 class InFlight:
-    """A launched decode step whose tokens have not been read; `waited_for` if they are there."""
+    """A launched pass of which nothing has been read; `prefilled` is what it does for prompts."""
 
     rows: list[Row]
-    sampled: Sampled
-    waited_for: bool = False
+    sampled: Sampled | None
+    marker: mx.array | None
+    prefilled: list[tuple[str, int]]
+    launched: float
+
+
+@dataclass
+class Prefilling:
+    """A Prefill command, with the rows that it meant when it came."""
+
+    message: Prefill
+    rows: list[Row | None] = field(default_factory=list)
 
 
 class Engine:
-    """Runs a model over rows. `eos_ids` end a row unless its sampling ignores them."""
+    """Runs rows in a storage. `eos_ids` end a row unless its sampling ignores them."""
 
-    def __init__(self, model: Any, *, vocab_size: int, eos_ids: frozenset[int]) -> None:
-        self._model = model
+    def __init__(self, storage: KVStorage, *, vocab_size: int, eos_ids: frozenset[int]) -> None:
+        self._storage = storage
         self._vocab_size = vocab_size
         self._eos_ids = eos_ids
-        self._cache_type = choose_running_cache(model)
+        self._last_read = 0.0
         self.reset()
 
     @property
     def busy(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self._running or self._joining or self._chunks or self._in_flight)
+        return bool(self._running or self._joining or self._prefills or self._in_flight)
 
     def reset(self) -> None:
         """Drop every row."""
+        self._storage.reset()
         self._rows: dict[str, Row] = {}
-        self._chunks: deque[tuple[Row | None, Prefill]] = deque()
+        self._prefills: deque[Prefilling] = deque()
         self._joining: list[Row] = []
         self._running: list[Row] = []
-        self._cache: RunningCache = self._cache_type()
         self._sampler = Sampler()
         self._inputs: mx.array | None = None
         self._in_flight: InFlight | None = None
 
     def admit(self, message: Admit) -> None:
         """Take a new row; it decodes as soon as its prompt is prefilled."""
+        self.drop(message.rid)
         sampling = SamplingRow(message.sampling, message.token_ids, message.n_output)
-        row = Row(message.rid, message.token_ids, sampling, make_prompt_cache(self._model))
+        row = Row(message.rid, message.token_ids, sampling)
         row.generated = message.n_output
+        row.prefilled = min(message.cached_tokens, row.prefill_tokens)
+        self._storage.add(row)
+        if row.prefilled:
+            self._storage.load(row, message.cached_blocks, row.prefilled)
         self._rows[row.rid] = row
-        if row.prefill_tokens == 0:
+        if row.prefilled == row.prefill_tokens:
             self._joining.append(row)
 
     def prefill(self, message: Prefill) -> None:
-        """Queue a prefill chunk; it is reported once, with 0 tokens if its row is gone (also if
-        another has come by the same name) or needs no more."""
-        self._chunks.append((self._rows.get(message.rid), message))
+        """Queue a pass's prefill; each of its rows is reported once, with 0 tokens if it is gone
+        (also if another has come by the same name) or needs no more."""
+        self._prefills.append(Prefilling(message, [self._rows.get(rid) for rid in message.rids]))
 
-    def abort(self, rid: str) -> None:
-        """Drop a row."""
+    def store(self, message: Store) -> None:
+        """Copy a row's tokens to the cold store. A row that has ended is here until `drop`."""
+        if (row := self._rows.get(message.rid)) is not None:
+            self._storage.store(row, message.start, message.blocks)
+
+    def drop(self, rid: str) -> None:
+        """Forget a row in any state."""
         if (row := self._rows.pop(rid, None)) is not None:
             row.done = True
+            self._storage.drop(row)
 
     def step(self, epoch: str) -> Step:
-        """Launch the next decode step, read the last one, run one prefill chunk."""
-        began = time.perf_counter()
+        """Launch the next pass, then read the last one."""
         last, self._in_flight = self._in_flight, None
-        self._drop_done()
-        self._join()
-        if self._running:
-            self._in_flight = self._launch()
+        chunks, prefilled = self._next_chunks()
+        self._change_rows()
+        if self._running or chunks:
+            self._in_flight = self._launch(chunks, prefilled)
+            prefilled = []
         step = self._read(last, epoch)
-        if self._chunks:
-            self._run_next_chunk(step, began)
-        elif last is not None and self._in_flight is not None and not last.waited_for:
-            step.decode_s = time.perf_counter() - began
+        step.prefilled += prefilled
         return step
 
-    def _run_next_chunk(self, step: Step, began: float) -> None:
-        """Run a prefill chunk after the launched decode step, which began at `began`."""
-        if self._in_flight is not None:
-            # The chunk runs after it anyway; waiting tells their times apart.
-            mx.eval(self._in_flight.sampled.arrays())
-            self._in_flight.waited_for = True
-            step.decode_s = time.perf_counter() - began
-        began = time.perf_counter()
-        step.prefilled.append(self._run_chunk(*self._chunks.popleft()))
-        step.prefill_s = time.perf_counter() - began
+    def _next_chunks(self) -> tuple[list[Chunk], list[tuple[str, int]]]:
+        """The prefill of the next pass, and the report on it."""
+        if not self._prefills:
+            return [], []
+        prefilling = self._prefills.popleft()
+        chunks: dict[Row, Chunk] = {}
+        report = []
+        columns = zip(
+            prefilling.rows, prefilling.message.rids, prefilling.message.tokens, strict=True
+        )
+        for row, rid, wanted in columns:
+            if row is None or row.done or row in chunks:
+                report.append((rid, 0))
+                continue
+            end = min(row.prefilled + wanted, row.prefill_tokens)
+            report.append((rid, end - row.prefilled))
+            if end > row.prefilled:
+                chunks[row] = Chunk(row, row.token_ids[row.prefilled : end])
+                row.prefilled = end
+                if end == row.prefill_tokens:
+                    self._joining.append(row)
+        return list(chunks.values()), report
 
-    def _drop_done(self) -> None:
-        """Take finished and aborted rows out of the batch."""
+    def _change_rows(self) -> None:
+        """Take finished and dropped rows out of the batch, put those in that have their prompt."""
         keep = [i for i, row in enumerate(self._running) if not row.done]
-        if len(keep) == len(self._running):
-            return
-        self._running = [self._running[i] for i in keep]
-        self._cache.keep(keep)
-        self._sampler.keep(keep)
-        self._inputs = self._inputs[mx.array(keep)] if keep and self._inputs is not None else None
-
-    def _join(self) -> None:
-        """Move rows whose prompts are prefilled into the batch."""
+        if len(keep) < len(self._running):
+            self._running = [self._running[i] for i in keep]
+            self._sampler.keep(keep)
+            inputs = self._inputs
+            self._inputs = inputs[mx.array(keep)] if keep and inputs is not None else None
         rows = [row for row in self._joining if not row.done]
         self._joining = []
         if not rows:
             return
-        self._cache.join([row.cache for row in rows])
         self._sampler.join([row.sampling for row in rows], self._vocab_size)
         self._running.extend(rows)
         inputs = mx.array([row.token_ids[-1] for row in rows], dtype=mx.uint32)
         self._inputs = inputs if self._inputs is None else mx.concatenate([self._inputs, inputs])
-        for row in rows:
-            row.cache = []
 
-    def _launch(self) -> InFlight:
-        """Start computing the next token of every running row."""
-        assert self._inputs is not None
-        sampled = self._sampler(self._cache.forward(self._model, self._inputs))
-        mx.async_eval(sampled.arrays())  # type: ignore[no-untyped-call]
-        self._inputs = sampled.tokens
-        return InFlight(list(self._running), sampled)
+    def _launch(self, chunks: list[Chunk], prefilled: list[tuple[str, int]]) -> InFlight:
+        """Start computing the next token of every running row, and the chunks."""
+        launched = time.perf_counter()
+        result = self._storage.run(self._running, self._inputs, chunks)
+        sampled = None
+        arrays = list(result.arrays)
+        if result.marker is not None:
+            arrays.append(result.marker)
+        if result.logits is not None:
+            sampled = self._sampler(result.logits)
+            self._inputs = sampled.tokens
+            arrays += sampled.arrays()
+        mx.async_eval(arrays)  # type: ignore[no-untyped-call]
+        return InFlight(list(self._running), sampled, result.marker, prefilled, launched)
 
     def _read(self, launched: InFlight | None, epoch: str) -> Step:
-        """Wait for a launched step and report the tokens of the rows that still want them."""
-        step = Step(
-            epoch=epoch,
-            rids=[],
-            ids=[],
-            finish={},
-            logprobs={},
-            prefilled=[],
-            decode_s=0.0,
-            prefill_s=0.0,
-        )
+        """Wait for a launched pass and report what it did for the rows that still want it."""
+        step = Step(epoch=epoch)
         if launched is None:
             return step
-        tokens: Any = launched.sampled.tokens.tolist()
-        logprobs = read_logprobs(launched.sampled, [row.sampling for row in launched.rows])
-        for index, (row, token) in enumerate(zip(launched.rows, tokens, strict=True)):
+        step.prefilled = launched.prefilled
+        if launched.sampled is not None:
+            self._read_tokens(launched.rows, launched.sampled, step)
+        elif launched.marker is not None:
+            mx.eval(launched.marker)
+        now = time.perf_counter()
+        step.decoded_rows = len(launched.rows)
+        step.pass_s = now - max(self._last_read, launched.launched)
+        step.idle_s = max(0.0, launched.launched - self._last_read) if self._last_read else 0.0
+        waiting = any(not row.done for row in self._rows.values())
+        self._last_read = now if self._in_flight is not None or waiting else 0.0
+        return step
+
+    def _read_tokens(self, rows: list[Row], sampled: Sampled, step: Step) -> None:
+        tokens: Any = sampled.tokens.tolist()
+        logprobs = read_logprobs(sampled, [row.sampling for row in rows])
+        for index, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             if row.done:
                 continue
             row.generated += 1
@@ -176,24 +193,10 @@ class Engine:
                 step.logprobs[position] = logprobs[index]
             if reason := self._finish_reason(row, token):
                 step.finish[position] = reason
-                self.abort(row.rid)
-        return step
+                row.done = True
 
     def _finish_reason(self, row: Row, token: int) -> FinishReason | None:
         sampling = row.sampling.sampling
         if token in self._eos_ids and not sampling.ignore_eos:
             return "stop"
         return "length" if row.generated >= sampling.max_tokens else None
-
-    def _run_chunk(self, row: Row | None, chunk: Prefill) -> tuple[str, int]:
-        """Run the next prompt tokens of a row; returns (rid, tokens run)."""
-        if row is None or row.done or row.prefilled == row.prefill_tokens:
-            return chunk.rid, 0
-        end = min(row.prefilled + chunk.tokens, row.prefill_tokens)
-        tokens = row.token_ids[row.prefilled : end]
-        self._model(mx.array(tokens)[None], cache=row.cache)
-        mx.eval([layer.state for layer in row.cache])
-        row.prefilled = end
-        if end == row.prefill_tokens:
-            self._joining.append(row)
-        return chunk.rid, len(tokens)

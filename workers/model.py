@@ -9,14 +9,22 @@ from typing import Any
 
 import mlx.core as mx
 import mlx_lm.utils
-import psutil
+from mlx.nn.layers.quantized import quantize as quantize_modules
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlxfleet.common.config import WorkerOptions
+from mlxfleet.common.config import WorkerOptions, WorkerProcess
 from mlxfleet.common.errors import ModelError
 from mlxfleet.common.messages import ModelInfo
-from mlxfleet.workers.kv import measure
+from mlxfleet.workers.kv_cost import measure
+from mlxfleet.workers.kv_storage import KVStorage, create_storage, slab_layout
+from mlxfleet.workers.memory import (
+    block_bytes,
+    measure_activations,
+    memory_limit_bytes,
+    plan_memory,
+    set_memory_limits,
+)
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +36,8 @@ CONTEXT_KEYS = (
     "n_ctx",
 )
 DEFAULT_CONTEXT = 32_768
-MEMORY_SHARE = 0.5
-ACTIVATION_SHARE = 0.1
-BUFFER_CACHE_SHARE = 0.05
 PROBE_TOKENS = [1, 2, 3]
+QUANTIZE_GROUP = 64
 # What mlx-lm and MLX raise for a bad folder, or for a model that this machine cannot run.
 CAUSES = (
     ArithmeticError,
@@ -46,14 +52,10 @@ CAUSES = (
 )
 
 
-def load_model(folder: Path, options: WorkerOptions) -> tuple[Any, ModelInfo]:
-    """Load a model folder, set MLX's memory limits, measure. ModelError if any of it fails."""
-    limit_bytes = memory_limit_bytes(options)
-    try:
-        model, config = mlx_lm.utils.load_model(folder, trust_remote_code=options.trust_remote_code)
-    except CAUSES as error:
-        raise ModelError(f"mlx-lm cannot load {folder}: {error}") from error
-    set_memory_limits(limit_bytes)
+def load_model(told: WorkerProcess) -> tuple[KVStorage, ModelInfo]:
+    """Load a model folder, plan its memory, set MLX's limits. ModelError if any of it fails."""
+    folder, options = told.model_dir, told.options
+    model, config = read_model(folder, options)
     parameters: Any = tree_flatten(model.parameters())
     weights_bytes = sum(array.nbytes for _, array in parameters)
     cache = make_prompt_cache(model)
@@ -62,44 +64,83 @@ def load_model(folder: Path, options: WorkerOptions) -> tuple[Any, ModelInfo]:
         mx.eval(logits, [layer.state for layer in cache])
     except CAUSES as error:
         raise ModelError(f"{folder.name} does not run on this machine: {error}") from error
+    layout = slab_layout(model, cache, options.kv_bits)
     fixed, per_token, windowed = measure(cache)
-    budget = int((limit_bytes - weights_bytes) * (1 - ACTIVATION_SHARE))
+    if layout is not None:
+        shapes, format = layout
+        per_token = sum(shape.token_bytes(format) for shape in shapes)
+    context = context_length(config, options)
+    limit_bytes = memory_limit_bytes(options)
+    # Chunks never are longer than the context.
+    activation_bytes = measure_activations(
+        create_storage(model, layout, budget_bytes=0, cold_blocks=0),
+        config,
+        max_chunk_tokens=min(told.max_chunk_tokens, context),
+        max_running=told.max_running,
+        vocab_size=logits.shape[-1],
+        context_length=context,
+    )
+    block = block_bytes(per_token) if layout is not None else 0
+    plan = plan_memory(
+        options,
+        limit_bytes=limit_bytes,
+        weights_bytes=weights_bytes,
+        activation_bytes=activation_bytes,
+        block_bytes=block,
+    )
     info = ModelInfo(
         vocab_size=logits.shape[-1],
-        context_length=context_length(config, options),
+        context_length=context,
         eos_ids=sorted(eos_ids(folder, config)),
-        kv_budget_bytes=budget,
+        kv_budget_bytes=plan.kv_bytes,
         fixed_bytes=fixed,
         bytes_per_token=per_token,
         windowed=windowed,
         weights_bytes=weights_bytes,
+        in_slabs=layout is not None,
+        cold_blocks=plan.prefix_cache_bytes // block if block else 0,
     )
-    if budget < info.kv_bytes(1):
+    table = plan.table(per_token)
+    if plan.kv_bytes < info.kv_bytes(1):
         raise ModelError(
-            f"{folder.name} has {weights_bytes / 1e9:.2f} GB of weights, which leaves no room for"
-            f" a KV cache under the limit of {limit_bytes / 1e9:.2f} GB; see --memory-gb"
+            f"{folder.name} leaves no room for a KV cache (a sequence takes at least"
+            f" {info.kv_bytes(1) / 1e9:.3f} GB):\n  "
+            + "\n  ".join(table)
+            + "\nraise --memory-gb, or"
+            " lower --max-context, --max-chunk-tokens, --max-running or --prefix-cache-gb"
         )
-    return model, info
+    set_memory_limits(limit_bytes, activation_bytes)
+    log.info("model loaded on %s, context %d tokens", mx.default_device(), context)
+    for line in table:
+        log.info("%s", line)
+    storage = create_storage(
+        model, layout, budget_bytes=plan.kv_bytes, cold_blocks=info.cold_blocks
+    )
+    return storage, info
 
 
-def memory_limit_bytes(options: WorkerOptions) -> int:
-    """Bytes that weights and KV cache may take together."""
-    if options.memory_gb is not None:
-        return int(options.memory_gb * 1e9)
-    if mx.metal.is_available():
-        # Metal only, not yet run on hardware.
-        return int(mx.device_info()["max_recommended_working_set_size"])
-    return int(psutil.virtual_memory().total * MEMORY_SHARE)
+def read_model(folder: Path, options: WorkerOptions) -> tuple[Any, dict[str, Any]]:
+    """The model, quantized if asked, and its configuration. ModelError if that fails."""
+    try:
+        model, config = mlx_lm.utils.load_model(folder, trust_remote_code=options.trust_remote_code)
+    except CAUSES as error:
+        raise ModelError(f"mlx-lm cannot load {folder}: {error}") from error
+    if options.quantize is not None:
+        quantize(model, config, bits=int(options.quantize.removeprefix("q")))
+    return model, config
 
 
-def set_memory_limits(limit_bytes: int) -> None:
-    """Bound MLX's allocator and its cache of free buffers."""
-    mx.set_memory_limit(limit_bytes)
-    mx.set_cache_limit(int(limit_bytes * BUFFER_CACHE_SHARE))
-    if mx.metal.is_available():
-        # Metal only, not yet run on hardware.
-        recommended = int(mx.device_info()["max_recommended_working_set_size"])
-        mx.set_wired_limit(min(limit_bytes, recommended))
+def quantize(model: Any, config: dict[str, Any], *, bits: int) -> None:
+    """Quantize every layer that can be; ModelError if the weights are quantized already."""
+    if "quantization" in config:
+        raise ModelError("--quantize: the weights are quantized already; start without it")
+
+    def fits(path: str, module: Any) -> bool:
+        return hasattr(module, "to_quantized") and module.weight.shape[-1] % QUANTIZE_GROUP == 0
+
+    quantize_modules(model, group_size=QUANTIZE_GROUP, bits=bits, class_predicate=fits)
+    mx.eval(model.parameters())
+    mx.clear_cache()
 
 
 def context_length(config: dict[str, Any], options: WorkerOptions) -> int:

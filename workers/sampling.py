@@ -7,14 +7,16 @@ seed and position alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
 
 from mlxfleet.common.messages import Sampling, TokenLogprobs
-from mlxfleet.workers.randomness import gumbel, row_key
+from mlxfleet.workers.cpu_math import argmax
+from mlxfleet.workers.drawing import Filters, column, draw
+from mlxfleet.workers.randomness import row_key
 
 # Close enough to greedy; logits divided by much less are infinite.
 LEAST_TEMPERATURE = 1e-6
@@ -107,7 +109,7 @@ class Sampler:
         self._drawn_rows = mx.array(drawn, dtype=mx.int32) if drawn else None
         chosen = [self._rows[i].sampling for i in drawn]
         self._temperature = column([max(s.temperature, LEAST_TEMPERATURE) for s in chosen])
-        self._filters = make_filters(chosen)
+        self._filters = Filters.of(chosen)
         self._logprob_rows = [
             i for i, row in enumerate(self._rows) if row.sampling.logprobs is not None
         ]
@@ -127,7 +129,7 @@ class Sampler:
     def _choose(self, logits: mx.array) -> mx.array:
         """Argmax for greedy rows, a draw for the others: token ids [rows]."""
         if self._drawn_rows is None:
-            return mx.argmax(logits, axis=-1)
+            return argmax(logits)
         everything = len(self._drawn) == len(self._rows)
         some = logits if everything else logits[self._drawn_rows]
         numbers = [
@@ -137,7 +139,7 @@ class Sampler:
         drawn = draw(some.astype(mx.float32) / self._temperature, self._filters, keys)
         if everything:
             return drawn
-        tokens = mx.argmax(logits, axis=-1)
+        tokens = argmax(logits)
         tokens[self._drawn_rows] = drawn
         return tokens
 
@@ -156,55 +158,6 @@ class Sampler:
             sampled.top_ids = mx.take_along_axis(top, order, axis=-1)
             sampled.top_logprobs = mx.take_along_axis(values, order, axis=-1)
         return sampled
-
-
-Filter = Callable[[mx.array], mx.array]
-
-
-def make_filters(samplings: Sequence[Sampling]) -> list[Filter]:
-    """The restrictions that at least one row asks for. Each takes probabilities
-    [rows, vocabulary] and gives the least probability that may be drawn [rows, 1]."""
-    filters: list[Filter] = []
-    if any(s.top_k > 0 or s.top_p < 1 for s in samplings):
-        filters.append(top_filter([s.top_k for s in samplings], [s.top_p for s in samplings]))
-    if any(s.min_p > 0 for s in samplings):
-        min_p = column([s.min_p for s in samplings])
-        filters.append(lambda p: min_p * mx.max(p, axis=-1, keepdims=True))
-    return filters
-
-
-def top_filter(top_k: Sequence[int], top_p: Sequence[float]) -> Filter:
-    """Top-k, then nucleus sampling (Holtzman et al. 2020) within what top-k left.
-
-    Thresholds on probabilities, so that ties never depend on the order in which a sort leaves
-    them.
-    """
-    ks = mx.array([[k] for k in top_k], dtype=mx.int32)
-    ps = column(top_p)
-
-    def threshold(probabilities: mx.array) -> mx.array:
-        descending = -mx.sort(-probabilities, axis=-1)
-        rank = mx.arange(descending.shape[-1])[None]
-        kept = mx.where((ks == 0) | (rank < ks), descending, 0.0)
-        before = mx.cumsum(kept, axis=-1) - kept
-        nucleus = (kept > 0) & ((ps >= 1) | (before < ps * mx.sum(kept, axis=-1, keepdims=True)))
-        # The most likely token always stays, also at top_p 0.
-        nucleus = nucleus | (rank == 0)
-        return mx.min(mx.where(nucleus, descending, mx.inf), axis=-1, keepdims=True)
-
-    return threshold
-
-
-def draw(logits: mx.array, filters: Sequence[Filter], keys: mx.array) -> mx.array:
-    """Sample by the Gumbel-max trick (Gumbel 1954): logits [rows, vocabulary] and row keys
-    [rows, 2] to token ids [rows]."""
-    allowed = logits
-    if filters:
-        probabilities = mx.softmax(logits, axis=-1, precise=True)
-        for threshold in filters:
-            allowed = mx.where(probabilities >= threshold(probabilities), allowed, -mx.inf)
-    noise = gumbel(keys, mx.arange(logits.shape[-1]))
-    return mx.argmax(allowed + noise, axis=-1)
 
 
 class Penalties:
@@ -282,11 +235,6 @@ class Penalties:
         """Count the tokens [rows] just chosen."""
         mine = mx.arange(len(self._rows))
         self._counts = self._counts.at[mine, tokens[self._index]].add(1.0)
-
-
-def column(values: Sequence[float]) -> mx.array:
-    """Values as a float32 array [n, 1]."""
-    return mx.array(list(values), dtype=mx.float32)[:, None] if values else mx.zeros((0, 1))
 
 
 def read_logprobs(sampled: Sampled, rows: Sequence[SamplingRow]) -> dict[int, TokenLogprobs]:

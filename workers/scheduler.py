@@ -1,4 +1,4 @@
-"""The scheduler's decisions, free of sockets: who waits, who runs, which chunk comes next.
+"""The scheduler's decisions, free of sockets: who waits, who runs, which tokens come next.
 
 Messages for the worker come out of `schedule`; `on_step` turns what the worker did into tokens
 for the detokenizers.
@@ -6,13 +6,14 @@ for the detokenizers.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+import itertools
+from collections import OrderedDict
 from collections.abc import Iterator
 
 from mlxfleet.common.config import SchedulerOptions
 from mlxfleet.common.messages import (
-    Abort,
     Admit,
+    Drop,
     Finish,
     Generate,
     ModelInfo,
@@ -21,14 +22,19 @@ from mlxfleet.common.messages import (
     Resend,
     SchedulerToWorker,
     Step,
+    Store,
     TokenLogprobs,
     Tokens,
 )
-from mlxfleet.workers.chunking import ChunkSizer
+from mlxfleet.workers.chunking import ChunkSizer, share_out
+from mlxfleet.workers.prefix_tree import Lease, Match, PrefixTree, Write
 from mlxfleet.workers.sequence import Sequence, State
 
-CHUNKS_IN_FLIGHT = 2
+PASSES_AHEAD = 2
 MAX_FINISHED_KEPT = 4096
+# A running sequence has memory for this many tokens more than it has; it asks for more when half
+# of that is used up, while the worker is a few tokens ahead of what the scheduler knows.
+TOKENS_AHEAD = 64
 
 
 class Scheduler:
@@ -37,15 +43,22 @@ class Scheduler:
     def __init__(self, options: SchedulerOptions) -> None:
         self._options = options
         self._sizer = ChunkSizer(options.itl_budget_ms / 1000, options.max_chunk_tokens)
+        self._arrivals = itertools.count()
         self._sequences: dict[str, Sequence] = {}
-        self._waiting: deque[Sequence] = deque()
+        self._waiting: OrderedDict[str, Sequence] = OrderedDict()
         self._running: dict[str, Sequence] = {}
         self._finished: OrderedDict[str, None] = OrderedDict()
-        self._aborts: list[Abort] = []
-        self._chunks_in_flight = 0
+        self._commands: list[SchedulerToWorker] = []
+        self._passes_ahead = 0
         self._model: ModelInfo | None = None
+        self._tree = PrefixTree(0)
         self.kv_used_bytes = 0
         self.steps = 0
+        self.preemptions = 0
+        self.cached_tokens = 0
+        self.prefilled_tokens = 0
+        self.busy_s = 0.0
+        self.idle_s = 0.0
 
     @property
     def running(self) -> int:
@@ -56,6 +69,11 @@ class Scheduler:
     def queued(self) -> int:
         """Sequences waiting."""
         return len(self._waiting)
+
+    @property
+    def cold_blocks_used(self) -> int:
+        """Blocks of the cold store that hold something."""
+        return self._tree.used
 
     # --- what the router asks for -------------------------------------------------------------
 
@@ -69,8 +87,9 @@ class Scheduler:
         sequence = Sequence.of(message)
         if self._model is not None and (why := too_long(sequence, self._model)):
             return Rejected(message.rid, "too_long", why)
+        sequence.arrival = next(self._arrivals)
         self._sequences[message.rid] = sequence
-        self._waiting.append(sequence)
+        self._waiting[message.rid] = sequence
         return None
 
     def release(self, rid: str) -> None:
@@ -79,12 +98,11 @@ class Scheduler:
         if sequence is None:
             return
         if sequence.state is State.WAITING:
-            self._waiting.remove(sequence)
+            del self._waiting[rid]
         elif sequence.state is State.FINISHED:
             self._finished.pop(rid, None)
         else:
             self._leave(sequence)
-            self._aborts.append(Abort(rid))
 
     def knows(self, rid: str) -> bool:
         """Whether a sequence is here, in any state."""
@@ -123,15 +141,17 @@ class Scheduler:
         running each time a worker died.
         """
         self._model = model
-        self._aborts.clear()
-        self._chunks_in_flight = 0
+        self._tree = PrefixTree(model.cold_blocks)
+        self._commands.clear()
+        self._passes_ahead = 0
         self.kv_used_bytes = 0
         for sequence in reversed(self._running.values()):
-            sequence.to_waiting()
-            self._waiting.appendleft(sequence)
+            sequence.attempts += sequence.started
+            self._wait_first(sequence)
         self._running.clear()
         rejected = []
-        for sequence in list(self._waiting):
+        for sequence in list(self._waiting.values()):
+            sequence.waits_for = None
             if why := too_long(sequence, model):
                 rejected.append(Rejected(sequence.rid, "too_long", why))
             elif sequence.attempts >= self._options.max_attempts:
@@ -144,12 +164,18 @@ class Scheduler:
     def on_admitted(self, rid: str) -> None:
         """The worker runs a sequence from now on; if it dies, that may be the cause."""
         if (sequence := self._running.get(rid)) is not None:
-            sequence.attempts += 1
+            sequence.started = True
 
     def on_step(self, step: Step) -> Iterator[tuple[str, Tokens]]:
         """Take in a step; yield its tokens per detokenizer."""
         self.steps += 1
-        self._sizer.observe_decode(step.decode_s)
+        self.busy_s += step.pass_s
+        self.idle_s += step.idle_s
+        self._sizer.observe(
+            decoding=step.decoded_rows > 0,
+            tokens=sum(tokens for _, tokens in step.prefilled),
+            seconds=step.pass_s,
+        )
         self._take_prefill(step)
         columns: dict[str, Tokens] = {}
         for position, (rid, token) in enumerate(zip(step.rids, step.ids, strict=True)):
@@ -158,50 +184,109 @@ class Scheduler:
                 continue
             logprobs = step.logprobs.get(position)
             reason = step.finish.get(position)
-            finish = Finish(reason) if reason else None
+            finish = Finish(reason, sequence.cached_tokens) if reason else None
             batch = columns.setdefault(sequence.detokenizer, Tokens([], [], [], {}, {}))
             append(batch, sequence, token, finish, logprobs)
             if finish is not None:
                 self._finish(sequence, finish)
         yield from columns.items()
 
+    def _take_prefill(self, step: Step) -> None:
+        if step.prefilled:
+            self._passes_ahead = max(0, self._passes_ahead - 1)
+        for rid, tokens in step.prefilled:
+            self.prefilled_tokens += tokens
+            sequence = self._running.get(rid)
+            if sequence is None:
+                continue
+            sequence.prefill_done += tokens
+            if sequence.lease is not None:
+                sequence.lease.computed = sequence.prefill_done
+            if sequence.prefill_done >= sequence.prefill_tokens:
+                sequence.state = State.DECODING
+
     # --- what comes next ----------------------------------------------------------------------
 
     def schedule(self) -> list[SchedulerToWorker]:
-        """Commands for the worker: drop, admit, prefill."""
+        """Commands for the worker: store, drop, admit, prefill."""
         if self._model is None:
             return []
-        commands: list[SchedulerToWorker] = [*self._aborts]
-        self._aborts.clear()
-        commands += self._admit()
-        commands += self._prefill()
+        self._grow(self._model)
+        self._admit(self._model)
+        self._prefill()
+        commands, self._commands = self._commands, []
         return commands
 
-    def _admit(self) -> Iterator[Admit]:
-        """Move sequences from the queue to the worker, in order, while their worst case fits."""
-        assert self._model is not None
-        while self._waiting and len(self._running) < self._options.max_running:
-            sequence = self._waiting[0]
+    def _admit(self, model: ModelInfo) -> None:
+        """Move sequences from the queue to the worker, in order, while they fit. One that waits
+        for another's prefix lets later ones pass."""
+        for sequence in list(self._waiting.values()):
+            if len(self._running) >= self._options.max_running:
+                return
             alone = self._last_chance(sequence)
             if self._running and (alone or self._someone_runs_alone()):
                 return
-            kv_bytes = self._model.kv_bytes(sequence.worst_case_tokens)
-            if self.kv_used_bytes + kv_bytes > self._model.kv_budget_bytes:
+            tokens = min(sequence.tokens + TOKENS_AHEAD, sequence.worst_case_tokens)
+            kv_bytes = model.kv_bytes(tokens)
+            if self.kv_used_bytes + kv_bytes > model.kv_budget_bytes:
                 return
-            self._waiting.popleft()
+            match = self._match(sequence)
+            if match is None:
+                continue
+            del self._waiting[sequence.rid]
             self._running[sequence.rid] = sequence
-            sequence.admitted_tokens = len(sequence.prompt_ids) + len(sequence.output_ids)
-            # A one-token prompt has nothing to prefill.
-            sequence.state = State.PREFILLING if sequence.prefill_tokens else State.DECODING
             sequence.alone = alone
-            sequence.kv_bytes = kv_bytes
+            sequence.reserved_tokens = tokens
+            sequence.reserved_bytes = kv_bytes
             self.kv_used_bytes += kv_bytes
-            yield Admit(
-                rid=sequence.rid,
-                token_ids=sequence.prompt_ids + sequence.output_ids,
-                n_output=len(sequence.output_ids),
-                sampling=sequence.sampling,
-            )
+            self._commands.append(self._start(sequence, match))
+
+    def _match(self, sequence: Sequence) -> Match | None:
+        """What of a sequence is in the cold store; None if it should wait for more."""
+        if sequence.waits_for is not None and sequence.waits_for.pending:
+            owner = sequence.waits_for.owner
+            if owner is None or not self._store_computed(owner):
+                return None
+        while True:
+            match = self._tree.match(sequence.token_ids()[:-1])
+            sequence.waits_for = match.pending
+            if match.pending is None:
+                return match
+            owner = match.pending.owner
+            if owner is None or not self._store_computed(owner):
+                return None
+
+    def _store_computed(self, lease: Lease) -> bool:
+        """Store what a running sequence has computed; False if there is nothing."""
+        return self._store(lease.rid, self._tree.store_computed(lease))
+
+    def _store(self, rid: str, write: Write | None) -> bool:
+        if write is None:
+            return False
+        self._commands.append(Store(rid, write.start, write.blocks))
+        return True
+
+    def _start(self, sequence: Sequence, match: Match) -> Admit:
+        """A sequence begins where its stored prefix ends."""
+        token_ids = sequence.token_ids()
+        lease = self._tree.begin(sequence.rid, match, token_ids[:-1])
+        sequence.lease = lease
+        sequence.admitted_tokens = len(token_ids)
+        sequence.prefill_sent = sequence.prefill_done = lease.cached_tokens
+        # With all but the last token known there is nothing to prefill.
+        done = lease.cached_tokens == sequence.prefill_tokens
+        sequence.state = State.DECODING if done else State.PREFILLING
+        self.cached_tokens += lease.cached_tokens
+        if not sequence.output_ids:
+            sequence.cached_tokens = lease.cached_tokens
+        return Admit(
+            rid=sequence.rid,
+            token_ids=token_ids,
+            n_output=len(sequence.output_ids),
+            sampling=sequence.sampling,
+            cached_tokens=lease.cached_tokens,
+            cached_blocks=lease.cached_blocks,
+        )
 
     def _last_chance(self, sequence: Sequence) -> bool:
         """Whether this is a sequence's last attempt. It runs alone, so that one that kills its
@@ -211,34 +296,55 @@ class Scheduler:
     def _someone_runs_alone(self) -> bool:
         return next(iter(self._running.values())).alone
 
-    def _prefill(self) -> Iterator[Prefill]:
-        """Keep a few chunks ahead of the worker, oldest sequence first."""
-        size = self._sizer.size(self._any_decoding())
-        for sequence in self._running.values():
-            while sequence.prefill_sent < sequence.prefill_tokens:
-                if self._chunks_in_flight >= CHUNKS_IN_FLIGHT:
-                    return
-                chunk = min(size, sequence.prefill_tokens - sequence.prefill_sent)
-                sequence.prefill_sent += chunk
-                self._chunks_in_flight += 1
-                yield Prefill(sequence.rid, chunk)
+    def _grow(self, model: ModelInfo) -> None:
+        """Reserve memory for what sequences will have generated soon. Where there is none, those
+        that came last make room; they go on later, from the cold store if it has them."""
+        needing = [s for s in self._running.values() if s.needs_memory(TOKENS_AHEAD // 2)]
+        for sequence in sorted(needing, key=lambda s: s.arrival):
+            tokens = min(sequence.tokens + TOKENS_AHEAD, sequence.worst_case_tokens)
+            more_bytes = model.kv_bytes(tokens) - sequence.reserved_bytes
+            while (
+                sequence.rid in self._running
+                and self.kv_used_bytes + more_bytes > model.kv_budget_bytes
+            ):
+                self._preempt(max(self._running.values(), key=lambda s: s.arrival))
+            if sequence.rid in self._running:
+                sequence.reserved_tokens = tokens
+                sequence.reserved_bytes += more_bytes
+                self.kv_used_bytes += more_bytes
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.preemptions += 1
+        self._leave(sequence)
+        self._wait_first(sequence)
+
+    def _wait_first(self, sequence: Sequence) -> None:
+        sequence.to_waiting()
+        self._waiting[sequence.rid] = sequence
+        self._waiting.move_to_end(sequence.rid, last=False)
+
+    def _prefill(self) -> None:
+        """Keep a few passes' prefill ahead of the worker."""
+        while self._passes_ahead < PASSES_AHEAD:
+            wanting = [s for s in self._running.values() if s.prefill_sent < s.prefill_tokens]
+            if not wanting:
+                return
+            size = self._sizer.size(self._any_decoding())
+            shares = share_out(size, [s.prefill_tokens - s.prefill_sent for s in wanting])
+            prefill = Prefill([], [])
+            for sequence, tokens in zip(wanting, shares, strict=True):
+                if tokens > 0:
+                    prefill.rids.append(sequence.rid)
+                    prefill.tokens.append(tokens)
+                    sequence.prefill_sent += tokens
+            self._passes_ahead += 1
+            self._commands.append(prefill)
 
     def _any_decoding(self) -> bool:
         return any(s.state is State.DECODING for s in self._running.values())
 
-    def _take_prefill(self, step: Step) -> None:
-        for rid, tokens in step.prefilled:
-            self._chunks_in_flight = max(0, self._chunks_in_flight - 1)
-            self._sizer.observe_chunk(tokens, step.prefill_s)
-            sequence = self._running.get(rid)
-            if sequence is None:
-                continue
-            sequence.prefill_done += tokens
-            if sequence.prefill_done >= sequence.prefill_tokens:
-                sequence.state = State.DECODING
-
     def _finish(self, sequence: Sequence, finish: Finish) -> None:
-        """The worker has dropped the row; keep the tokens until the router has them all."""
+        """Keep the tokens until the router has them all."""
         self._leave(sequence)
         sequence.state = State.FINISHED
         sequence.finish = finish
@@ -248,8 +354,14 @@ class Scheduler:
             del self._sequences[oldest]
 
     def _leave(self, sequence: Sequence) -> None:
+        """Out of the worker; what it has computed stays in the cold store."""
         del self._running[sequence.rid]
-        self.kv_used_bytes -= sequence.kv_bytes
+        self.kv_used_bytes -= sequence.reserved_bytes
+        assert sequence.lease is not None
+        write = self._tree.end(sequence.lease, sequence.computed_ids())
+        sequence.lease = None
+        self._store(sequence.rid, write)
+        self._commands.append(Drop(sequence.rid))
 
 
 def append(

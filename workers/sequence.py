@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass, field
 
 from mlxfleet.common.messages import Finish, Generate, Sampling, TokenLogprobs
+from mlxfleet.workers.prefix_tree import Lease, Node
 
 
 class State(enum.Enum):
@@ -20,7 +21,9 @@ class State(enum.Enum):
 @dataclass
 class Sequence:
     """Prompt, output so far, and progress. `logprobs` has one entry per token that this node
-    generated itself, so it is aligned with the end of `output_ids`."""
+    generated itself, so it is aligned with the end of `output_ids`. `arrival` is the order in which
+    sequences came; `waits_for` a block that another sequence is about to compute; `attempts`
+    counts the workers that died while it ran, `started` says that this one has taken it."""
 
     rid: str
     detokenizer: str
@@ -29,11 +32,17 @@ class Sequence:
     sampling: Sampling
     state: State = State.WAITING
     attempts: int = 0
+    started: bool = False
     admitted_tokens: int = 1
     prefill_sent: int = 0
     prefill_done: int = 0
     alone: bool = False
-    kv_bytes: int = 0
+    arrival: int = 0
+    reserved_tokens: int = 0
+    reserved_bytes: int = 0
+    cached_tokens: int = 0
+    lease: Lease | None = None
+    waits_for: Node | None = None
     finish: Finish | None = None
     logprobs: list[TokenLogprobs] = field(default_factory=list)
 
@@ -59,7 +68,30 @@ class Sequence:
         """Longest that the sequence can become."""
         return len(self.prompt_ids) + self.sampling.max_tokens
 
+    @property
+    def tokens(self) -> int:
+        """Tokens so far."""
+        return len(self.prompt_ids) + len(self.output_ids)
+
+    def needs_memory(self, margin: int) -> bool:
+        """Whether less than `margin` tokens of its reservation are left, and it may need them."""
+        reserved = self.reserved_tokens
+        return reserved < min(self.tokens + margin, self.worst_case_tokens)
+
+    def token_ids(self) -> list[int]:
+        """Prompt and output so far."""
+        return self.prompt_ids + self.output_ids
+
+    def computed_ids(self) -> list[int]:
+        """The tokens whose keys and values are in the worker for certain."""
+        if self.state is State.PREFILLING:
+            return self.token_ids()[: self.prefill_done]
+        return self.token_ids()[:-1]
+
     def to_waiting(self) -> None:
-        """Back to the queue, after its worker is lost."""
+        """Back to the queue: its worker is lost, or its memory is needed."""
         self.state = State.WAITING
-        self.prefill_sent = self.prefill_done = self.kv_bytes = 0
+        self.prefill_sent = self.prefill_done = 0
+        self.reserved_tokens = self.reserved_bytes = 0
+        self.started = False
+        self.lease = self.waits_for = None

@@ -17,18 +17,19 @@ from mlxfleet.common.config import WorkerProcess
 from mlxfleet.common.errors import ExitCode, MlxfleetError, RefusedError
 from mlxfleet.common.liveness import HEARTBEAT_S, new_incarnation
 from mlxfleet.common.messages import (
-    Abort,
     Admit,
     Admitted,
-    ModelInfo,
+    Drop,
     Prefill,
     Refused,
     Reset,
     SchedulerToWorker,
+    Store,
     WorkerStatus,
     WorkerToScheduler,
 )
 from mlxfleet.common.process import bootstrap, fail, report
+from mlxfleet.workers.blas_threads import leave_a_core_to_others
 from mlxfleet.workers.engine import Engine
 from mlxfleet.workers.model import load_model
 
@@ -48,10 +49,11 @@ class Worker:
     def startup(self) -> None:
         """Load the model, then connect: a worker that presents itself can generate."""
         signal.signal(signal.SIGTERM, self._on_terminate)
-        model, self._model = load_model(self._told.model_dir, self._told.options)
-        log_model(self._model)
+        storage, self._model = load_model(self._told)
+        if self._told.options.blas_threads is None:
+            leave_a_core_to_others(storage)
         self._engine = Engine(
-            model, vocab_size=self._model.vocab_size, eos_ids=frozenset(self._model.eos_ids)
+            storage, vocab_size=self._model.vocab_size, eos_ids=frozenset(self._model.eos_ids)
         )
         self._context = zmq.Context()
         self._scheduler: channels.Channel[SchedulerToWorker, WorkerToScheduler] = channels.client(
@@ -90,8 +92,10 @@ class Worker:
                 self._engine.admit(command)
             case Prefill():
                 self._engine.prefill(command)
-            case Abort():
-                self._engine.abort(command.rid)
+            case Store():
+                self._engine.store(command)
+            case Drop():
+                self._engine.drop(command.rid)
 
     def _heartbeat(self) -> None:
         now = time.monotonic()
@@ -110,19 +114,6 @@ class Worker:
 
     def _on_terminate(self, number: int, frame: FrameType | None) -> None:
         self._stopping = True
-
-
-def log_model(info: ModelInfo) -> None:
-    """One line about what was loaded."""
-    log.info(
-        "model loaded on %s: weights %.2f GB, KV budget %.2f GB, %d bytes per token,"
-        " context %d tokens",
-        mx.default_device(),
-        info.weights_bytes / 1e9,
-        info.kv_budget_bytes / 1e9,
-        info.bytes_per_token,
-        info.context_length,
-    )
 
 
 def main() -> None:

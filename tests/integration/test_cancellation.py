@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -130,17 +131,25 @@ def test_router_limit_is_answered_429(tiny_model: Path) -> None:
             connection.close()
 
 
-def test_admission_by_memory(tiny_model: Path) -> None:
-    """Two requests whose worst cases do not fit together run one after the other."""
-    with Fleet("--model", str(tiny_model), "--memory-gb", "0.016") as fleet:
+def test_more_than_fits_into_memory_takes_turns(tiny_model: Path) -> None:
+    """Two requests whose worst cases do not fit together: one makes room, both are answered."""
+    flags = ["--max-running", "2", "--max-chunk-tokens", "16", "--max-context", "4096"]
+    with Fleet("--model", str(tiny_model), "--memory-gb", "0.02", *flags) as fleet:
         budget = fleet.metric("mlxfleet_kv_budget_bytes", node="node-0")
-        too_much = fleet.post("/v1/completions", {"prompt": "Hi", "max_tokens": 8000})
+        too_much = fleet.post("/v1/completions", {"prompt": "Hi", "max_tokens": 4000})
         assert too_much[0] == 400
         assert "MB of KV cache" in too_much[1]["error"]["message"]
-        tokens = int(0.6 * budget / 512)
-        held = [send(fleet, {**LONG, "max_tokens": tokens}) for _ in range(2)]
-        wait_for(lambda: busy(fleet)[:2] == (1, 1), "one to run and one to wait")
-        held[0].close()
-        wait_for(lambda: busy(fleet)[:2] == (1, 0), "the other to run")
-        assert 0 < fleet.metric("mlxfleet_kv_used_bytes", node="node-0") <= budget
-        held[1].close()
+        # Slots have room for 2048 tokens, and there is memory for one of them and a half.
+        tokens = int(0.45 * budget / 512)
+        bodies = [
+            {**LONG, "prompt": word, "max_tokens": tokens, "temperature": 0}
+            for word in ("Hello", "Once upon")
+        ]
+        alone = [fleet.post("/v1/completions", body)[1]["choices"][0]["text"] for body in bodies]
+        before = fleet.metric("mlxfleet_preemptions_total", node="node-0")
+        with ThreadPoolExecutor() as pool:
+            both = list(pool.map(lambda body: fleet.post("/v1/completions", body), bodies))
+        assert [answer[0] for answer in both] == [200, 200]
+        assert [answer[1]["choices"][0]["text"] for answer in both] == alone
+        assert fleet.metric("mlxfleet_preemptions_total", node="node-0") > before
+        assert fleet.metric("mlxfleet_kv_used_bytes", node="node-0") <= budget

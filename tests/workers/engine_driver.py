@@ -12,8 +12,28 @@ from mlx_lm.generate import generate_step
 
 from mlxfleet.common.messages import Admit, FinishReason, Prefill, Sampling, Step, TokenLogprobs
 from mlxfleet.workers.engine import Engine
+from mlxfleet.workers.kv_storage import KVStorage, create_storage, slab_layout
+from mlxfleet.workers.mlx_lm_storage import prefill
+from tests.workers.tiny_models import VOCAB_SIZE
 
 MAX_STEPS = 1000
+BUDGET_BYTES = 10**9
+COLD_BLOCKS = 64
+
+
+def storage_for(model: Any, *, slabs: bool = True, kv_bits: int | None = None) -> KVStorage:
+    """The storage that the model would get, or mlx-lm's."""
+    layout = slab_layout(model, prefill(model, [1, 2, 3]), kv_bits) if slabs else None
+    return create_storage(
+        model, layout, budget_bytes=BUDGET_BYTES, cold_blocks=COLD_BLOCKS if layout else 0
+    )
+
+
+def engine_for(model: Any, eos_ids: Iterable[int] = (), *, slabs: bool = True) -> Engine:
+    """An engine over a model of tiny_models."""
+    return Engine(
+        storage_for(model, slabs=slabs), vocab_size=VOCAB_SIZE, eos_ids=frozenset(eos_ids)
+    )
 
 
 @dataclass(kw_only=True)
@@ -83,7 +103,7 @@ class Driver:
         rid = next(iter(self.to_prefill))
         missing = self.to_prefill.pop(rid)
         size = min(next(self.chunks), missing)
-        self.engine.prefill(Prefill(rid, size))
+        self.engine.prefill(Prefill([rid], [size]))
         if missing > size:
             self.to_prefill[rid] = missing - size
 
@@ -95,6 +115,8 @@ class Driver:
             if position in step.logprobs:
                 result.logprobs.append(step.logprobs[position])
             result.finish = step.finish.get(position)
+            if result.finish:
+                self.engine.drop(rid)
         for rid, tokens in step.prefilled:
             self.results[rid].prefilled += tokens
 
@@ -105,7 +127,7 @@ class Driver:
             if (result.prefilled, len(result.ids)) >= request.abort_after:
                 self.watched.remove(request)
                 self.to_prefill.pop(request.rid, None)
-                self.engine.abort(request.rid)
+                self.engine.drop(request.rid)
 
 
 @dataclass

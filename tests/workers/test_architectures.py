@@ -12,8 +12,17 @@ import pytest
 
 from mlxfleet.common.messages import FinishReason, Sampling
 from mlxfleet.workers.engine import Engine
-from mlxfleet.workers.kv import BatchedCache, SeparateCaches, choose_running_cache
-from tests.workers.engine_driver import Driver, Reference, Request, Result, generate_alone
+from mlxfleet.workers.mlx_lm_storage import BatchedCache, MlxLmStorage, SeparateCaches
+from mlxfleet.workers.slab import SlabStorage
+from tests.workers.engine_driver import (
+    Driver,
+    Reference,
+    Request,
+    Result,
+    engine_for,
+    generate_alone,
+    storage_for,
+)
 from tests.workers.tiny_models import VOCAB_SIZE, build
 
 # What mlx-lm 0.32 cannot batch, or batches wrongly; everything else has to run batched.
@@ -26,6 +35,68 @@ SEPARATE = {
     "longcat_flash_ngram",
     "minimax_m3_vl",
     "recurrent_gemma",
+}
+
+# Keys and values of all tokens, attended through mlx-lm's function: these have to run in slabs.
+IN_SLABS = {
+    "Klear",
+    "apertus",
+    "bailing_moe",
+    "cohere",
+    "dbrx",
+    "deepseek",
+    "deepseek_v2",
+    "dots1",
+    "ernie4_5",
+    "ernie4_5_moe",
+    "exaone",
+    "gemma",
+    "glm",
+    "glm4",
+    "glm4_moe",
+    "gpt2",
+    "gpt_neox",
+    "gptj",
+    "granite",
+    "granitemoe",
+    "helium",
+    "hunyuan",
+    "hunyuan_v1_dense",
+    "internlm2",
+    "internlm3",
+    "lille-130m",
+    "llama",
+    "llama4_text",
+    "mimo",
+    "minicpm",
+    "minicpm3",
+    "minimax",
+    "mixtral",
+    "nanbeige",
+    "nanochat",
+    "nemotron",
+    "nemotron-nas",
+    "olmo2",
+    "olmoe",
+    "openelm",
+    "phi",
+    "phi3",
+    "phimoe",
+    "phixtral",
+    "qwen",
+    "qwen2",
+    "qwen2_moe",
+    "qwen2_vl",
+    "qwen3",
+    "qwen3_moe",
+    "qwen3_vl",
+    "qwen3_vl_moe",
+    "seed_oss",
+    "solar_open",
+    "starcoder2",
+    "talkie",
+    "telechat3",
+    "youtu_llm",
 }
 
 # Tokens can only be compared if rounding cannot change them.
@@ -171,8 +242,25 @@ def prompts_of(lengths: Sequence[int]) -> list[list[int]]:
     return [[draw.randrange(VOCAB_SIZE) for _ in range(length)] for length in lengths]
 
 
-def storage_of(name: str) -> type[BatchedCache] | type[SeparateCaches]:
-    return SeparateCaches if name in SEPARATE else BatchedCache
+def storages(names: Sequence[str]) -> list[Any]:
+    """Parameters (name, slabs): every model in mlx-lm's caches, most in slabs as well."""
+    return [
+        pytest.param(name, slabs, id=f"{name}-{'slabs' if slabs else 'mlx-lm'}")
+        for name in names
+        for slabs in ((False, True) if name in IN_SLABS else (False,))
+    ]
+
+
+def check_storage(model: Any, name: str, slabs: bool) -> None:
+    """The model gets the storage that it should."""
+    if slabs:
+        assert isinstance(storage_for(model), SlabStorage)
+        return
+    storage = storage_for(model, slabs=False)
+    assert isinstance(storage, MlxLmStorage)
+    assert storage.running_type is (SeparateCaches if name in SEPARATE else BatchedCache)
+    if name not in IN_SLABS:
+        assert isinstance(storage_for(model), MlxLmStorage)
 
 
 def greedy(max_tokens: int, **others: Any) -> Sampling:
@@ -199,10 +287,10 @@ def check(result: Result, reference: Reference, eos_id: int | None, request: Req
         assert logprobs == pytest.approx(reference.logprobs[: len(ids)], abs=LOGPROB_TOLERANCE)
 
 
-@pytest.mark.parametrize("name", THOROUGH)
-def test_eight_requests_together_equal_each_alone(name: str) -> None:
+@pytest.mark.parametrize(("name", "slabs"), storages(THOROUGH))
+def test_eight_requests_together_equal_each_alone(name: str, slabs: bool) -> None:
     model = build(name)
-    assert choose_running_cache(model) is storage_of(name)
+    check_storage(model, name, slabs)
     prompts = prompts_of([1, 2, 1, 16, 17, 33, 48, 70, 20, 60])
     max_tokens = [24, 3, 40, 1, 16, 9, 20, 12]
     arrivals = [0, 0, 1, 4, 9, 14, 15, 30]
@@ -237,7 +325,7 @@ def test_eight_requests_together_equal_each_alone(name: str) -> None:
             abort_after=(20, 0),
         ),
     ]
-    engine = Engine(model, vocab_size=VOCAB_SIZE, eos_ids=frozenset({eos_id}))
+    engine = engine_for(model, {eos_id}, slabs=slabs)
     results = Driver(engine, requests + aborted, chunks=(1, 7, 16)).run()
     for request, reference in zip(requests, references, strict=True):
         check(results[request.rid], reference, eos_id, request)
@@ -255,10 +343,10 @@ def uncompiled() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("uncompiled")
-@pytest.mark.parametrize("name", SHORT)
-def test_five_requests_together_equal_each_alone(name: str) -> None:
+@pytest.mark.parametrize(("name", "slabs"), storages(SHORT))
+def test_five_requests_together_equal_each_alone(name: str, slabs: bool) -> None:
     model = build(name)
-    assert choose_running_cache(model) is storage_of(name)
+    check_storage(model, name, slabs)
     prompts = prompts_of([1, 9, 1, 18, 40, 12])
     max_tokens = [14, 4, 6, 8, 6]
     # The first joins the batch in the same step as the one to be aborted, the third later.
@@ -278,7 +366,7 @@ def test_five_requests_together_equal_each_alone(name: str) -> None:
         for i in range(5)
     ]
     aborted = Request(rid="aborted", prompt=prompts[5], sampling=greedy(100), abort_after=(11, 4))
-    engine = Engine(model, vocab_size=VOCAB_SIZE, eos_ids=frozenset())
+    engine = engine_for(model, slabs=slabs)
     results = Driver(engine, [*requests, aborted], chunks=(7, 16)).run()
     for request, reference in zip(requests, references, strict=True):
         check(results[request.rid], reference, None, request)
@@ -286,8 +374,12 @@ def test_five_requests_together_equal_each_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8], ids=["greedy", "seeded"])
-@pytest.mark.parametrize("name", ["llama", "gemma3_text", "rwkv7", "granitemoehybrid"])
-def test_a_moved_request_continues_as_if_it_had_stayed(name: str, temperature: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "slabs"), storages(["llama", "gemma3_text", "rwkv7", "granitemoehybrid"])
+)
+def test_a_moved_request_continues_as_if_it_had_stayed(
+    name: str, slabs: bool, temperature: float
+) -> None:
     model = build(name)
     prompts = prompts_of([1, 30])
     sampling = [
@@ -296,7 +388,7 @@ def test_a_moved_request_continues_as_if_it_had_stayed(name: str, temperature: f
     ]
 
     def engine() -> Engine:
-        return Engine(model, vocab_size=VOCAB_SIZE, eos_ids=frozenset())
+        return engine_for(model, slabs=slabs)
 
     stayed = [
         Driver(

@@ -8,7 +8,7 @@ import pytest
 
 from mlxfleet.common.messages import Admit, Prefill, Sampling, Step
 from mlxfleet.workers.engine import Engine
-from tests.workers.engine_driver import Driver, Request, generate_alone
+from tests.workers.engine_driver import Driver, Request, engine_for, generate_alone
 from tests.workers.tiny_models import VOCAB_SIZE, build
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -21,7 +21,7 @@ def model() -> Any:
 
 @pytest.fixture
 def engine(model: Any) -> Engine:
-    return Engine(model, vocab_size=VOCAB_SIZE, eos_ids=frozenset())
+    return engine_for(model)
 
 
 def admit(engine: Engine, rid: str, prompt: list[int], max_tokens: int = 4) -> None:
@@ -55,37 +55,41 @@ def test_nothing_to_do_at_first(engine: Engine) -> None:
 
 def test_a_row_waits_for_all_of_its_prompt(engine: Engine) -> None:
     admit(engine, "a", PROMPT)
-    engine.prefill(Prefill("a", 3))
+    engine.prefill(Prefill(["a"], [3]))
     assert prefilled(run(engine)) == [("a", 3)]
     assert not engine.busy
-    engine.prefill(Prefill("a", 4))
+    engine.prefill(Prefill(["a"], [4]))
     steps = run(engine)
     assert prefilled(steps) == [("a", 4)]
     assert len(tokens_of(steps, "a")) == 4
 
 
-def test_one_chunk_runs_per_step_beside_decoding(engine: Engine, model: Any) -> None:
+def test_one_command_runs_per_pass_beside_decoding(engine: Engine, model: Any) -> None:
     admit(engine, "a", [7], max_tokens=20)
     engine.step("e")
     admit(engine, "b", PROMPT)
     for _ in range(7):
-        engine.prefill(Prefill("b", 1))
+        engine.prefill(Prefill(["b"], [1]))
+    assert engine.step("e").rids == ["a"]
     for _ in range(7):
         step = engine.step("e")
-        assert step.rids == ["a"]
+        assert step.rids[0] == "a"
         assert step.prefilled == [("b", 1)]
-    assert tokens_of(run(engine), "b") == generate_alone(model, PROMPT, 4).ids
+    # The pass of the last chunk has decoded the last token of the prompt.
+    assert step.rids == ["a", "b"]
+    steps = [step, *run(engine)]
+    assert tokens_of(steps, "b") == generate_alone(model, PROMPT, 4).ids
 
 
 def test_a_chunk_for_an_unknown_row_is_reported_with_no_tokens(engine: Engine) -> None:
-    engine.prefill(Prefill("nobody", 5))
+    engine.prefill(Prefill(["nobody"], [5]))
     assert prefilled(run(engine)) == [("nobody", 0)]
 
 
 def test_more_chunks_than_needed_do_no_harm(engine: Engine, model: Any) -> None:
     admit(engine, "a", PROMPT)
     for tokens in (100, 5):
-        engine.prefill(Prefill("a", tokens))
+        engine.prefill(Prefill(["a"], [tokens]))
     steps = run(engine)
     assert prefilled(steps) == [("a", 7), ("a", 0)]
     assert tokens_of(steps, "a") == generate_alone(model, PROMPT, 4).ids
@@ -93,10 +97,10 @@ def test_more_chunks_than_needed_do_no_harm(engine: Engine, model: Any) -> None:
 
 def test_chunks_of_an_aborted_row_do_not_run_for_its_successor(engine: Engine, model: Any) -> None:
     admit(engine, "a", [8, 8, 8, 8])
-    engine.prefill(Prefill("a", 3))
-    engine.abort("a")
+    engine.prefill(Prefill(["a"], [3]))
+    engine.drop("a")
     admit(engine, "a", PROMPT)
-    engine.prefill(Prefill("a", 7))
+    engine.prefill(Prefill(["a"], [7]))
     steps = run(engine)
     assert prefilled(steps) == [("a", 0), ("a", 7)]
     assert tokens_of(steps, "a") == generate_alone(model, PROMPT, 4).ids
@@ -107,7 +111,7 @@ def test_an_aborted_row_gives_no_more_tokens(engine: Engine) -> None:
     admit(engine, "b", [8], max_tokens=5)
     engine.step("e")
     assert engine.step("e").rids == ["a", "b"]
-    engine.abort("a")
+    engine.drop("a")
     steps = run(engine)
     assert tokens_of(steps, "a") == []
     assert len(tokens_of(steps, "b")) == 4
@@ -115,7 +119,7 @@ def test_an_aborted_row_gives_no_more_tokens(engine: Engine) -> None:
 
 def test_a_row_can_be_aborted_before_it_joins(engine: Engine) -> None:
     admit(engine, "a", [7])
-    engine.abort("a")
+    engine.drop("a")
     assert tokens_of(run(engine), "a") == []
     assert not engine.busy
 
@@ -123,15 +127,15 @@ def test_a_row_can_be_aborted_before_it_joins(engine: Engine) -> None:
 def test_aborting_a_row_that_is_gone_does_nothing(engine: Engine) -> None:
     admit(engine, "a", [7])
     run(engine)
-    engine.abort("a")
-    engine.abort("nobody")
+    engine.drop("a")
+    engine.drop("nobody")
     assert not engine.busy
 
 
 def test_reset_drops_everything(engine: Engine, model: Any) -> None:
     admit(engine, "a", [7], max_tokens=50)
     admit(engine, "b", PROMPT)
-    engine.prefill(Prefill("b", 3))
+    engine.prefill(Prefill(["b"], [3]))
     engine.step("e")
     engine.reset()
     assert not engine.busy
@@ -142,7 +146,7 @@ def test_reset_drops_everything(engine: Engine, model: Any) -> None:
 def test_an_end_of_sequence_token_is_reported_and_ends_the_row(model: Any) -> None:
     ids = generate_alone(model, PROMPT, 20).ids
     eos = ids[6]
-    engine = Engine(model, vocab_size=VOCAB_SIZE, eos_ids=frozenset({eos, VOCAB_SIZE + 1}))
+    engine = engine_for(model, {eos, VOCAB_SIZE + 1})
     requests = [
         Request(
             rid=rid,
@@ -161,7 +165,7 @@ def test_an_end_of_sequence_token_is_reported_and_ends_the_row(model: Any) -> No
 def test_an_end_of_sequence_token_in_the_last_place_is_a_stop(model: Any) -> None:
     ids = generate_alone(model, PROMPT, 20).ids
     first = ids.index(ids[6])
-    engine = Engine(model, vocab_size=VOCAB_SIZE, eos_ids=frozenset({ids[6]}))
+    engine = engine_for(model, {ids[6]})
     sampling = Sampling(seed=0, temperature=0.0, max_tokens=first + 1)
     results = Driver(engine, [Request(rid="a", prompt=PROMPT, sampling=sampling)], [4]).run()
     assert results["a"].finish == "stop"

@@ -1,19 +1,18 @@
-"""KV storage of the running batch, behind one small interface chosen when a model is loaded.
+"""KV storage in mlx-lm's own caches, which hold whatever an mlx-lm model remembers.
 
-Sequences are prefilled into caches of their own (one mlx-lm cache per layer, batch size 1) and
-then join the running batch. Both storages work with any cache class that mlx-lm models make.
+Rows are prefilled into caches of their own (one mlx-lm cache per layer, batch size 1) and then
+join the running batch, which is merged where mlx-lm can do that and runs row by row elsewhere.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import mlx.core as mx
-from mlx_lm.models.cache import CacheList, ChunkedKVCache, make_prompt_cache
+from mlx_lm.models.cache import CacheList, make_prompt_cache
 
-log = logging.getLogger(__name__)
+from mlxfleet.workers.row import Chunk, Pass, Row
 
 # Model files of mlx-lm 0.32 that run on its batch caches and give wrong tokens.
 WRONG_IN_A_BATCH = {
@@ -24,9 +23,65 @@ WRONG_IN_A_BATCH = {
 # Lengths differ, and one row has no state at all. Not as many rows as gemma2 has KV heads (4, 8 or
 # 16): its own attention would take the mask of a row for that of a head and not complain.
 PROBE_ROWS = ([1], [1, 2, 3], [1, 2, 3, 4, 5, 6])
+# What a model raises that cannot take a cache.
+PROBE_ERRORS = (ValueError, TypeError, RuntimeError, IndexError, AttributeError)
 
 Cache = list[Any]
 """One mlx-lm cache object per layer."""
+
+
+class MlxLmStorage:
+    """Storage in mlx-lm's own caches, for models that slabs cannot hold: one cache per row while
+    it prefills, chunks run one by one. No cold store."""
+
+    def __init__(self, model: Any, running: type[BatchedCache] | type[SeparateCaches]) -> None:
+        self._model = model
+        self.running_type = running
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every row."""
+        self._prefilling: dict[Row, Cache] = {}
+        self._rows: list[Row] = []
+        self._running: RunningCache = self.running_type()
+
+    def add(self, row: Row) -> None:
+        """A new row with empty caches."""
+        self._prefilling[row] = make_prompt_cache(self._model)
+
+    def drop(self, row: Row) -> None:
+        """Forget a row; the running batch loses it with the next pass."""
+        self._prefilling.pop(row, None)
+
+    def run(
+        self, decoding: Sequence[Row], inputs: mx.array | None, chunks: Sequence[Chunk]
+    ) -> Pass:
+        """One pass; see KVStorage."""
+        for chunk in chunks:
+            cache = self._prefilling[chunk.row]
+            self._model(mx.array(chunk.token_ids)[None], cache=cache)
+            mx.eval([layer.state for layer in cache])
+        self._change_rows(decoding)
+        logits = None if inputs is None else self._running.forward(self._model, inputs)
+        return Pass(logits, [], None)
+
+    def _change_rows(self, decoding: Sequence[Row]) -> None:
+        """Let the running batch consist of these rows."""
+        wanted = set(decoding)
+        keep = [i for i, row in enumerate(self._rows) if row in wanted]
+        if len(keep) < len(self._rows):
+            self._running.keep(keep)
+        if joining := decoding[len(keep) :]:
+            self._running.join([self._prefilling.pop(row) for row in joining])
+        self._rows = list(decoding)
+
+    def store(self, row: Row, start: int, blocks: Sequence[int]) -> None:
+        """Not offered: `ModelInfo.cold_blocks` is 0 for these models."""
+        raise NotImplementedError
+
+    def load(self, row: Row, blocks: Sequence[int], tokens: int) -> None:
+        """Not offered: `ModelInfo.cold_blocks` is 0 for these models."""
+        raise NotImplementedError
 
 
 class RunningCache(Protocol):
@@ -101,15 +156,15 @@ def can_merge(cache: Any) -> bool:
     return hasattr(cache, "merge")
 
 
-def choose_running_cache(model: Any) -> type[BatchedCache] | type[SeparateCaches]:
-    """The storage for a model: batched if its caches can be merged and it can run on them."""
+def running_cache_for(model: Any) -> tuple[type[BatchedCache] | type[SeparateCaches], str | None]:
+    """Batched if the model's caches can be merged and it can run on them; else why not, if that
+    is worth a warning."""
     if not all(can_merge(cache) for cache in make_prompt_cache(model)):
-        return SeparateCaches
+        return SeparateCaches, None
     name = type(model).__module__.rpartition(".")[2]
     if why := WRONG_IN_A_BATCH.get(name) or why_not_batched(model):
-        log.warning("%s: rows will run one after the other: %s", name, why)
-        return SeparateCaches
-    return BatchedCache
+        return SeparateCaches, why
+    return BatchedCache, None
 
 
 def why_not_batched(model: Any) -> str | None:
@@ -121,7 +176,7 @@ def why_not_batched(model: Any) -> str | None:
         running.join(caches[:2])
         running.join(caches[2:])
         mx.eval(running.forward(model, mx.array([row[-1] for row in PROBE_ROWS])))
-    except (ValueError, TypeError, RuntimeError, IndexError, AttributeError) as error:
+    except PROBE_ERRORS as error:
         return f"{type(error).__name__}: {error}"
     return None
 
@@ -133,47 +188,3 @@ def prefill(model: Any, token_ids: list[int]) -> Cache:
         model(mx.array(token_ids)[None], cache=cache)
         mx.eval([layer.state for layer in cache])
     return cache
-
-
-def flatten(cache: Cache) -> list[Any]:
-    """All cache objects, with lists of caches opened up."""
-    flat: list[Any] = []
-    for layer in cache:
-        flat.extend(flatten(list(layer.caches)) if isinstance(layer, CacheList) else [layer])
-    return flat
-
-
-def token_bytes(cache: Any) -> int:
-    """Bytes that one more token takes in a cache that holds keys and values."""
-    total = 0
-    for array in (cache.keys, cache.values):
-        parts = array if isinstance(array, tuple | list) else (array,)
-        total += sum(part.shape[1] * part.shape[-1] * part.dtype.size for part in parts)
-    return total
-
-
-def window_of(cache: Any) -> int | None:
-    """Most tokens that a cache holds while it decodes, None if it holds all."""
-    if isinstance(cache, ChunkedKVCache):
-        # Trimmed before a token is added, not after.
-        return int(cache.chunk_size) + 1
-    size: int | None = getattr(cache, "max_size", None)
-    return size
-
-
-def measure(cache: Cache) -> tuple[int, int, list[tuple[int, int]]]:
-    """What a used cache costs: (fixed bytes, bytes per token, [(window tokens, bytes)])."""
-    fixed = per_token = 0
-    windowed: dict[int, int] = {}
-    for layer in flatten(cache):
-        if getattr(layer, "keys", None) is not None:
-            if window := window_of(layer):
-                windowed[window] = windowed.get(window, 0) + token_bytes(layer)
-            else:
-                per_token += token_bytes(layer)
-        elif tokens := getattr(layer, "offset", 0):
-            # A class of the model's own: as if all of it grew.
-            per_token += -(-layer.nbytes // tokens)
-        else:
-            fixed += layer.nbytes
-    return fixed, per_token, sorted(windowed.items())
