@@ -44,6 +44,9 @@ class Options:
     prompt_words: int = 64
     """Length of a prompt, in words."""
 
+    common_words: int = 0
+    """Words that all prompts of a load begin with, before those of --prompt-words."""
+
     max_tokens: int = 64
     """Tokens to generate for each request."""
 

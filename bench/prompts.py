@@ -1,4 +1,5 @@
-"""Prompts of random common words: no two share a prefix, so no prefix cache can help."""
+"""Prompts of random common words: no two share a prefix, so no prefix cache can help, unless they
+are told to."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ word work world would write year young
 WORDS = COMMON_WORDS.split()
 
 
-def random_prompts(count: int, words: int, *, seed: str) -> list[str]:
-    """`count` prompts of `words` words each; the same seed, the same prompts."""
+def random_prompts(count: int, words: int, *, seed: str, common_words: int = 0) -> list[str]:
+    """`count` prompts of `words` words each, after `common_words` that are the same for all; the
+    same seed, the same prompts."""
     rng = random.Random(seed)
-    return [" ".join(rng.choices(WORDS, k=words)) for _ in range(count)]
+    common = rng.choices(WORDS, k=common_words)
+    return [" ".join(common + rng.choices(WORDS, k=words)) for _ in range(count)]

@@ -104,7 +104,9 @@ class Run:
         seed = f"{options.seed}/{number}/{concurrency}/{'warm-up' if warm_up else 'load'}"
         return Load(
             url=server.spec.url,
-            prompts=random_prompts(requests, options.prompt_words, seed=seed),
+            prompts=random_prompts(
+                requests, options.prompt_words, seed=seed, common_words=options.common_words
+            ),
             requests=requests,
             concurrency=concurrency,
             max_tokens=min(options.max_tokens, WARM_UP_TOKENS) if warm_up else options.max_tokens,

@@ -8,6 +8,9 @@ BLOCK_TOKENS = 32
 LEAST_CAPACITY = 256
 """Tokens in a slot of the smallest slab, a multiple of BLOCK_TOKENS."""
 
+PASS_TILE = 16
+"""Tokens by which passes grow: OpenBLAS takes longer for 12 rows of a matrix than for 16."""
+
 
 def capacity_for(tokens: int) -> int:
     """Tokens that the smallest slot has room for that holds this many."""

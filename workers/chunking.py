@@ -2,100 +2,141 @@
 
 from __future__ import annotations
 
-SMOOTHING = 0.3
-FORGETTING = 0.9
+import math
+from collections.abc import Sequence
+
+from mlxfleet.common.kv_sizes import PASS_TILE
+
+FORGETTING = 0.95
+INERTIA = 0.01
+TINY = 1e-12
+FEATURES = 3
 FIRST_CHUNK_TOKENS = 32
 MIN_CHUNK_TOKENS = 16
 DECODE_STEPS_PER_GAP = 1.5
 IDLE_BUDGETS = 3.0
-MARGIN = 0.85
+# Of the budget, so that passes that take a little longer than expected stay inside.
+MARGIN = 0.9
+
+
+class PassCost:
+    """Seconds of a pass = fixed, in which all weights are read, + per token, whether that is the
+    next one of a row that decodes or one of a prompt, + per pair of a prompt token and a token
+    before it, which attention compares.
+
+    Least squares over the passes that ran, old ones fading, drawn a little towards what was known:
+    passes of one size do not tell the parts apart.
+    """
+
+    def __init__(self) -> None:
+        # Of the normal equations: faded sums over the passes of products of their features.
+        self._products = [[0.0] * FEATURES for _ in range(FEATURES)]
+        self._seconds = [0.0] * FEATURES
+        self.known = False
+        self.fixed_s = self.per_token_s = self.per_pair_s = 0.0
+
+    def observe(self, tokens: int, pairs: float, seconds: float) -> None:
+        """Learn from a pass."""
+        features = (1.0, float(tokens), pairs)
+        for i, one in enumerate(features):
+            self._seconds[i] = FORGETTING * self._seconds[i] + one * seconds
+            for j, other in enumerate(features):
+                self._products[i][j] = FORGETTING * self._products[i][j] + one * other
+        if not self.known:
+            # All of it per token: a careful guess.
+            self.per_token_s = seconds / tokens
+            self.known = True
+            return
+        before = (self.fixed_s, self.per_token_s, self.per_pair_s)
+        rows = [list(row) for row in self._products]
+        right = list(self._seconds)
+        for i in range(FEATURES):
+            pull = INERTIA * rows[i][i] + TINY
+            rows[i][i] += pull
+            right[i] += pull * before[i]
+        solved = (max(part, 0.0) for part in solve(rows, right))
+        self.fixed_s, self.per_token_s, self.per_pair_s = solved
+
+    def tokens_in(self, seconds: float, start: int) -> float:
+        """How many prompt tokens from position `start` on a pass can run in so long, beside the
+        fixed part."""
+        slope = self.per_token_s + self.per_pair_s * start
+        curve = self.per_pair_s / 2
+        if seconds <= 0 or slope + curve == 0:
+            return 0.0 if seconds <= 0 else math.inf
+        # The positive root of curve * n^2 + slope * n = seconds, in the form without cancellation.
+        return 2 * seconds / (slope + math.sqrt(slope * slope + 4 * curve * seconds))
+
+
+def solve(rows: list[list[float]], right: list[float]) -> list[float]:
+    """Solve a small positive definite system of linear equations; changes its arguments."""
+    size = len(right)
+    for i in range(size):
+        for j in range(i + 1, size):
+            factor = rows[j][i] / rows[i][i]
+            right[j] -= factor * right[i]
+            for k in range(i, size):
+                rows[j][k] -= factor * rows[i][k]
+    solution = [0.0] * size
+    for i in reversed(range(size)):
+        known = sum(rows[i][k] * solution[k] for k in range(i + 1, size))
+        solution[i] = (right[i] - known) / rows[i][i]
+    return solution
 
 
 class ChunkSizer:
     """Sizes the prefill of a pass from measured times.
 
     Beside decoding rows a pass may take the budget, or 1.5 decode steps where a step is so slow
-    that this is more; what a decode step leaves of that is divided by the cost of a token beside
-    decoding. With nothing decoding a pass costs a fixed part, in which all weights are read, and a
-    part per token, both fitted by least squares over the passes that ran, old ones fading. It may
-    then take three budgets: nobody waits for it but an abort, and larger chunks are faster.
+    that this is more. With nothing decoding it may take three budgets: nobody waits for it but an
+    abort, and larger passes are faster.
     """
 
     def __init__(self, budget_s: float, max_tokens: int) -> None:
         self._budget_s = budget_s
         self._max_tokens = max_tokens
-        self._decode_s = 0.0
-        self._beside_s = 0.0
-        # Faded sums over passes without decoding of: 1, tokens, seconds, tokens squared, tokens
-        # times seconds.
-        self._sums = (0.0, 0.0, 0.0, 0.0, 0.0)
+        self.cost = PassCost()
 
-    def observe(self, *, decoding: bool, tokens: int, seconds: float) -> None:
-        """Learn from a pass; 0 seconds say that it was not measured."""
-        if seconds <= 0:
-            return
-        if not decoding:
-            self._observe_alone(tokens, seconds)
-        elif tokens == 0:
-            self._decode_s = smoothed(self._decode_s, seconds)
-        elif self._decode_s > 0:
-            # Noise can make a pass look faster than without its chunk.
-            cost_s = max(seconds - self._decode_s, 0.1 * seconds) / tokens
-            self._beside_s = smoothed(self._beside_s, cost_s)
+    def observe(self, *, rows: int, tokens: int, pairs: float, seconds: float) -> None:
+        """Learn from a pass of `rows` decoding rows and `tokens` prompt tokens, which attention
+        compared with `pairs` tokens; 0 seconds say that it was not measured."""
+        if seconds > 0 and rows + tokens > 0:
+            self.cost.observe(rows + tokens, pairs, seconds)
 
-    def _observe_alone(self, tokens: int, seconds: float) -> None:
-        if tokens == 0:
-            return
-        new = (1.0, tokens, seconds, tokens * tokens, tokens * seconds)
-        old = self._sums
-        self._sums = tuple(FORGETTING * a + b for a, b in zip(old, new, strict=True))  # type: ignore[assignment]
-
-    def size(self, decoding: bool) -> int:
-        """Prompt tokens of the next pass."""
-        fixed_s, per_token_s = self._fit()
-        if decoding:
-            gap_s = max(self._budget_s, DECODE_STEPS_PER_GAP * self._decode_s)
-            allowed_s = MARGIN * gap_s - self._decode_s
-            fixed_s, per_token_s = 0.0, self._beside_s or per_token_s
-        else:
-            allowed_s = IDLE_BUDGETS * self._budget_s
-        if per_token_s == 0:
+    def size(self, rows: int, start: int) -> int:
+        """Prompt tokens of the next pass, in which `rows` rows decode, and whose first prompt
+        continues from position `start` on."""
+        cost = self.cost
+        if not cost.known:
             return min(FIRST_CHUNK_TOKENS, self._max_tokens)
-        tokens = min((allowed_s - fixed_s) / per_token_s, self._max_tokens)
-        return min(max(int(tokens), MIN_CHUNK_TOKENS), self._max_tokens)
-
-    def _fit(self) -> tuple[float, float]:
-        """Seconds of an empty pass and seconds per token, nothing decoding; 0 if not known."""
-        n, tokens, seconds, squares, products = self._sums
-        if n == 0:
-            return 0.0, 0.0
-        spread = n * squares - tokens * tokens
-        # Chunks of about one size do not tell the two apart.
-        if spread > 0.01 * tokens * tokens:
-            slope = (n * products - tokens * seconds) / spread
-            fixed = (seconds - slope * tokens) / n
-            if slope > 0 and fixed > 0:
-                return fixed, slope
-        return 0.0, seconds / tokens
+        if rows == 0:
+            left_s = IDLE_BUDGETS * self._budget_s - cost.fixed_s
+        else:
+            decode_s = cost.fixed_s + rows * cost.per_token_s
+            left_s = max(MARGIN * self._budget_s, DECODE_STEPS_PER_GAP * decode_s) - decode_s
+        flat = rows + int(min(cost.tokens_in(left_s, start), self._max_tokens))
+        # A matrix product of part of a tile takes as long as that of a whole one.
+        flat = max(flat - flat % PASS_TILE, -(-(rows + MIN_CHUNK_TOKENS) // PASS_TILE) * PASS_TILE)
+        return min(flat - rows, self._max_tokens)
 
 
-def smoothed(known: float, seconds: float) -> float:
-    """An exponential mean, 0 if nothing is known."""
-    return known + SMOOTHING * (seconds - known) if known else seconds
-
-
-def share_out(room: int, wanted: list[int]) -> list[int]:
+def share_out(room: int, wanted: Sequence[int]) -> list[int]:
     """Tokens of a pass for sequences that still want so many, the oldest first.
 
-    The oldest gets at least half, so that a long prompt cannot starve; the shortest of the others
-    come next, so that a long prompt does not hold up short ones.
+    Prompts that are short enough to be done with this pass get up to half of it, the shortest
+    first, so that a long prompt does not hold them up; the oldest get what is left, so that none
+    starves.
     """
     shares = [0] * len(wanted)
-    half = room - room // 2 if len(wanted) > 1 else room
-    shares[0] = min(wanted[0], half)
-    room -= shares[0]
+    half = room // 2
     for index in sorted(range(1, len(wanted)), key=wanted.__getitem__):
-        shares[index] = min(wanted[index], room)
-        room -= shares[index]
-    shares[0] += min(wanted[0] - shares[0], room)
+        if wanted[index] > half:
+            break
+        shares[index] = wanted[index]
+        half -= wanted[index]
+        room -= wanted[index]
+    for index, tokens in enumerate(wanted):
+        more = min(tokens - shares[index], room)
+        shares[index] += more
+        room -= more
     return shares

@@ -15,7 +15,7 @@ from mlxfleet.workers.kv_format import Format, LayerShape, Planes
 
 # MLX changes an array in place only if nothing else needs it any more; if something does, a
 # segment is copied, not the store.
-SEGMENT_BLOCKS = 64
+SEGMENT_BLOCKS = 16
 
 
 class ColdStore:

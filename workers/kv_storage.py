@@ -130,10 +130,18 @@ def create_storage(
     *,
     budget_bytes: int,
     cold_blocks: int,
+    expected_rows: int = 0,
 ) -> KVStorage:
-    """Slabs for a model with a layout, mlx-lm's caches for any other."""
+    """Slabs for a model with a layout, mlx-lm's caches for any other. Memory for `expected_rows`
+    short rows is taken at once, if it is a small part of the budget."""
     if layout is not None:
-        return SlabStorage(model, *layout, budget_bytes=budget_bytes, cold_blocks=cold_blocks)
+        return SlabStorage(
+            model,
+            *layout,
+            budget_bytes=budget_bytes,
+            cold_blocks=cold_blocks,
+            expected_rows=expected_rows,
+        )
     running, why = running_cache_for(model)
     if why:
         name = type(model).__module__.rpartition(".")[2]

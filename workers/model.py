@@ -114,7 +114,11 @@ def load_model(told: WorkerProcess) -> tuple[KVStorage, ModelInfo]:
     for line in table:
         log.info("%s", line)
     storage = create_storage(
-        model, layout, budget_bytes=plan.kv_bytes, cold_blocks=info.cold_blocks
+        model,
+        layout,
+        budget_bytes=plan.kv_bytes,
+        cold_blocks=info.cold_blocks,
+        expected_rows=told.max_running,
     )
     return storage, info
 

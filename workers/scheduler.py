@@ -172,8 +172,9 @@ class Scheduler:
         self.busy_s += step.pass_s
         self.idle_s += step.idle_s
         self._sizer.observe(
-            decoding=step.decoded_rows > 0,
+            rows=step.decoded_rows,
             tokens=sum(tokens for _, tokens in step.prefilled),
+            pairs=sum(self._pairs(rid, tokens) for rid, tokens in step.prefilled),
             seconds=step.pass_s,
         )
         self._take_prefill(step)
@@ -190,6 +191,11 @@ class Scheduler:
             if finish is not None:
                 self._finish(sequence, finish)
         yield from columns.items()
+
+    def _pairs(self, rid: str, tokens: int) -> float:
+        """With how many tokens attention compared those that were just prefilled."""
+        sequence = self._sequences.get(rid)
+        return tokens * (sequence.prefill_done + tokens / 2) if sequence else 0.0
 
     def _take_prefill(self, step: Step) -> None:
         if step.prefilled:
@@ -329,7 +335,7 @@ class Scheduler:
             wanting = [s for s in self._running.values() if s.prefill_sent < s.prefill_tokens]
             if not wanting:
                 return
-            size = self._sizer.size(self._any_decoding())
+            size = self._sizer.size(self._decoding(), wanting[0].prefill_sent)
             shares = share_out(size, [s.prefill_tokens - s.prefill_sent for s in wanting])
             prefill = Prefill([], [])
             for sequence, tokens in zip(wanting, shares, strict=True):
@@ -340,8 +346,8 @@ class Scheduler:
             self._passes_ahead += 1
             self._commands.append(prefill)
 
-    def _any_decoding(self) -> bool:
-        return any(s.state is State.DECODING for s in self._running.values())
+    def _decoding(self) -> int:
+        return sum(s.state is State.DECODING for s in self._running.values())
 
     def _finish(self, sequence: Sequence, finish: Finish) -> None:
         """Keep the tokens until the router has them all."""

@@ -18,20 +18,19 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxfleet.common.kv_sizes import BLOCK_TOKENS, capacity_for
+from mlxfleet.common.kv_sizes import BLOCK_TOKENS, LEAST_CAPACITY, PASS_TILE, capacity_for
 from mlxfleet.workers import cpu_math
 from mlxfleet.workers.attention import HeadRows
 from mlxfleet.workers.cold_store import ColdStore
 from mlxfleet.workers.kv_format import Format, LayerShape, Planes, additive, chunk_mask
 from mlxfleet.workers.row import Chunk, Pass, Row
 
-# Matrix products of OpenBLAS take longer for 12 rows than for 16, and for 28 than for 32; but one
-# or two rows are a case of their own.
-ROW_TILE = 16 if cpu_math.USED else 1
+# Matrix products of one or two rows are a case of their own, and not padded.
+ROW_TILE = PASS_TILE if cpu_math.USED else 1
 FEW_ROWS = 2
-GROWTH = 1.25
-SHRINK_BELOW = 1 / 3
-SLOTS_KEPT = 4
+GROWTH = 1.5
+# Of the budget, for slots of the smallest slab that exist before there are rows.
+FIRST_SHARE = 0.1
 
 
 @dataclass(eq=False)
@@ -234,6 +233,7 @@ class SlabStorage:
         *,
         budget_bytes: int,
         cold_blocks: int,
+        expected_rows: int = 0,
     ) -> None:
         self._model = model
         self._shapes = shapes
@@ -243,6 +243,8 @@ class SlabStorage:
         self._head = HeadRows(model)
         self._layers = [Layer(index, format) for index in range(len(shapes))]
         self._cold = ColdStore(shapes, format, cold_blocks)
+        slot_bytes = LEAST_CAPACITY * self._token_bytes
+        self._first_slots = min(expected_rows, int(FIRST_SHARE * budget_bytes / slot_bytes))
         self.reset()
 
     def reset(self) -> None:
@@ -250,6 +252,8 @@ class SlabStorage:
         self._places: dict[Row, Place] = {}
         self._slabs: dict[int, Slab] = {}
         self._stored: set[int] = set()
+        if self._first_slots:
+            self._slab_for(LEAST_CAPACITY).resize(self._first_slots)
 
     @property
     def allocated_bytes(self) -> int:
@@ -280,7 +284,8 @@ class SlabStorage:
             self._make_room(chunk.row, len(chunk.token_ids))
         for row in decoding:
             self._make_room(row, 1)
-        self._tidy()
+        for slab in self._slabs.values():
+            slab.compact()
         # Chunks before decoding: a prompt's last token decodes in the pass of its last chunk.
         chunk_parts, positions = self._chunk_parts(chunks, first=len(decoding))
         decode_parts, order, decode_positions = self._decode_parts(decoding, len(positions))
@@ -382,20 +387,17 @@ class SlabStorage:
         if self.allocated_bytes + more_bytes > self._budget_bytes:
             # The scheduler promised that what is used fits.
             slots = used + 1
-            for other in self._slabs.values():
-                other.compact()
-                other.resize(len(other.places))
+            self._release_unused()
+            self._slabs[slab.capacity] = slab
         slab.resize(slots)
 
-    def _tidy(self) -> None:
-        """Close gaps, and give back memory of slabs that have become much too large."""
+    def _release_unused(self) -> None:
+        """Give back the memory of every slot that no row is in."""
         for slab in list(self._slabs.values()):
             slab.compact()
-            used = len(slab.places)
-            if used == 0:
+            slab.resize(len(slab.places))
+            if not slab.places:
                 del self._slabs[slab.capacity]
-            elif slab.slots > SLOTS_KEPT and used < slab.slots * SHRINK_BELOW:
-                slab.resize(max(SLOTS_KEPT, int(used * GROWTH)))
 
     # --- the parts of a pass --------------------------------------------------------------------
 

@@ -76,9 +76,15 @@ def test_what_a_configuration_makes_impossible_is_noticed() -> None:
     assert why
 
 
-@pytest.mark.parametrize("name", ["llama4", "minimax_m3_vl"])
-def test_caches_that_cannot_be_merged_are_not_worth_a_warning(name: str) -> None:
-    pass
+@pytest.mark.parametrize("name", ["llama4", "deepseek_v41"])
+def test_caches_that_mlx_lm_cannot_merge_are_not_worth_a_warning(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        storage = create_storage(build(name), None, budget_bytes=0, cold_blocks=0)
+    assert isinstance(storage, MlxLmStorage)
+    assert storage.running_type is SeparateCaches
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("storage", [BatchedCache, SeparateCaches])

@@ -23,9 +23,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from mlxfleet.common import channels
 from mlxfleet.common.config import SchedulerOptions, SchedulerProcess
 from mlxfleet.common.messages import (
-    Abort,
     Admit,
     Admitted,
+    Drop,
     Finish,
     FinishReason,
     Generate,
@@ -38,12 +38,14 @@ from mlxfleet.common.messages import (
     Sampling,
     SchedulerToWorker,
     Step,
+    Store,
     TokenLogprobs,
     Tokens,
     WorkerStatus,
 )
+from mlxfleet.workers import prefix_tree
 from mlxfleet.workers import scheduler as scheduler_module
-from mlxfleet.workers.scheduler import CHUNKS_IN_FLIGHT, Scheduler
+from mlxfleet.workers.scheduler import PASSES_AHEAD, Scheduler
 from mlxfleet.workers.scheduler_main import SchedulerService
 
 MODEL = ModelInfo(
@@ -107,8 +109,6 @@ def make_step(
         finish={rids.index(rid): reason for rid, reason in (finish or {}).items()},
         logprobs={rids.index(rid): entry for rid, entry in (logprobs or {}).items()},
         prefilled=list(prefilled),
-        decode_s=0.0,
-        prefill_s=0.0,
     )
 
 
@@ -125,14 +125,20 @@ def admitted(commands: Iterable[SchedulerToWorker]) -> list[str]:
     return [command.rid for command in commands if isinstance(command, Admit)]
 
 
+def passes(commands: Iterable[SchedulerToWorker]) -> list[list[tuple[str, int]]]:
+    """The prompt tokens of each pass that was sent, in order."""
+    sent = [command for command in commands if isinstance(command, Prefill)]
+    return [list(zip(prefill.rids, prefill.tokens, strict=True)) for prefill in sent]
+
+
 def prefills(commands: Iterable[SchedulerToWorker]) -> list[tuple[str, int]]:
     """Which chunks were sent, in order."""
-    return [(c.rid, c.tokens) for c in commands if isinstance(c, Prefill)]
+    return [chunk for chunks in passes(commands) for chunk in chunks]
 
 
-def aborted(commands: Iterable[SchedulerToWorker]) -> list[str]:
-    """Who was aborted, in order."""
-    return [command.rid for command in commands if isinstance(command, Abort)]
+def dropped(commands: Iterable[SchedulerToWorker]) -> list[str]:
+    """Who was dropped, in order."""
+    return [command.rid for command in commands if isinstance(command, Drop)]
 
 
 # --- admission ------------------------------------------------------------------------------------
@@ -268,7 +274,7 @@ def test_all_but_the_last_prompt_token_is_prefilled_in_chunks() -> None:
 def test_only_a_few_chunks_are_ahead_of_the_worker() -> None:
     scheduler = make_scheduler()
     submit(scheduler, "a", prompt_tokens=41)
-    assert len(prefills(scheduler.schedule())) == CHUNKS_IN_FLIGHT
+    assert len(prefills(scheduler.schedule())) == PASSES_AHEAD
     assert prefills(scheduler.schedule()) == []
 
 
@@ -288,16 +294,49 @@ def test_a_chunk_of_a_dropped_row_makes_room_too() -> None:
     scheduler.schedule()
     run_step(scheduler, prefilled=[("a", 0)])
     run_step(scheduler, prefilled=[("a", 0)])
-    assert prefills(scheduler.schedule()) == [("b", 8)] * CHUNKS_IN_FLIGHT
+    assert prefills(scheduler.schedule()) == [("b", 8)] * PASSES_AHEAD
 
 
-def test_the_oldest_is_prefilled_first() -> None:
+def test_the_oldest_is_prefilled_first_and_others_fill_its_last_pass() -> None:
     scheduler = make_scheduler()
     submit(scheduler, "a", "b", prompt_tokens=13)
+    assert passes(scheduler.schedule()) == [[("a", 8)], [("a", 4), ("b", 4)]]
+    run_step(scheduler, prefilled=[("a", 8)])
+    run_step(scheduler, prefilled=[("a", 4), ("b", 4)])
+    assert passes(scheduler.schedule()) == [[("b", 8)]]
+
+
+def test_a_short_prompt_is_done_beside_a_long_one() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "long", prompt_tokens=41)
+    submit(scheduler, "short", prompt_tokens=4)
+    assert passes(scheduler.schedule()) == [[("long", 5), ("short", 3)], [("long", 8)]]
+
+
+def test_two_passes_that_are_reported_at_once_make_room_for_two() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "a", "b", prompt_tokens=41)
     scheduler.schedule()
-    for tokens in (8, 4):
-        run_step(scheduler, prefilled=[("a", tokens)])
-    assert prefills(scheduler.schedule()) == [("b", 8), ("b", 4)]
+    scheduler.release("a")
+    run_step(scheduler, prefilled=[("a", 8), ("a", 0)])
+    assert prefills(scheduler.schedule()) == [("b", 8)] * PASSES_AHEAD
+
+
+def test_a_pass_of_two_prompts_makes_room_for_one() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "long", prompt_tokens=100)
+    submit(scheduler, "short", prompt_tokens=4)
+    scheduler.schedule()
+    run_step(scheduler, prefilled=[("long", 5), ("short", 3)])
+    assert passes(scheduler.schedule()) == [[("long", 8)]]
+
+
+def test_the_pass_of_the_last_chunk_may_give_the_first_token() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "a", prompt_tokens=5)
+    scheduler.schedule()
+    tokens = run_step(scheduler, {"a": 7}, prefilled=[("a", 4)])["d0"]
+    assert (tokens.starts, tokens.ids) == ([0], [[7]])
 
 
 def test_a_one_token_prompt_needs_no_prefill() -> None:
@@ -319,20 +358,21 @@ def test_output_is_not_prefilled() -> None:
 
 
 def test_chunks_shrink_while_others_decode() -> None:
-    scheduler = make_scheduler(max_chunk_tokens=512, itl_budget_ms=100.0)
-    submit(scheduler, "a", prompt_tokens=101)
+    scheduler = make_scheduler(
+        model=msgspec.structs.replace(MODEL, context_length=1000), max_chunk_tokens=512
+    )
+    submit(scheduler, "a", prompt_tokens=601)
     scheduler.schedule()
-    step = make_step(prefilled=[("a", 32)])
-    step.prefill_s = 0.1
-    list(scheduler.on_step(step))
-    idle = prefills(scheduler.schedule())
+    for tokens, seconds in [(32, 0.042), (32, 0.042), (128, 0.138)]:
+        step = make_step(prefilled=[("a", tokens)])
+        step.pass_s = seconds
+        list(scheduler.on_step(step))
+    ((_, idle),) = prefills(scheduler.schedule())[:1]
     submit(scheduler, "decoding", prompt_tokens=1)
-    submit(scheduler, "b", prompt_tokens=101)
     scheduler.schedule()
-    run_step(scheduler, prefilled=[("a", 32)])
-    run_step(scheduler, prefilled=idle)
-    assert idle[0][1] > 32
-    assert prefills(scheduler.schedule())[0] == ("b", 32)
+    run_step(scheduler, {"decoding": 7}, prefilled=[("a", idle)])
+    ((_, beside),) = prefills(scheduler.schedule())[:1]
+    assert 0 < beside < idle
 
 
 # --- tokens ---------------------------------------------------------------------------------------
@@ -414,23 +454,23 @@ def test_releasing_a_waiting_sequence_tells_the_worker_nothing() -> None:
     assert scheduler.queued == 0
 
 
-def test_releasing_while_prefilling_aborts_and_frees() -> None:
+def test_releasing_while_prefilling_drops_and_frees() -> None:
     scheduler = make_scheduler()
     submit(scheduler, "a", prompt_tokens=100)
     scheduler.schedule()
     scheduler.release("a")
     assert (scheduler.running, scheduler.kv_used_bytes) == (0, 0)
-    assert scheduler.schedule() == [Abort("a")]
+    assert scheduler.schedule() == [Drop("a")]
 
 
-def test_releasing_while_decoding_aborts_and_frees() -> None:
+def test_releasing_while_decoding_drops_and_frees() -> None:
     scheduler = make_scheduler()
     submit(scheduler, "a", prompt_tokens=1)
     scheduler.schedule()
     run_step(scheduler, {"a": 7})
     scheduler.release("a")
     assert (scheduler.running, scheduler.kv_used_bytes) == (0, 0)
-    assert scheduler.schedule() == [Abort("a")]
+    assert scheduler.schedule() == [Drop("a")]
     assert scheduler.schedule() == []
 
 
@@ -439,6 +479,7 @@ def test_releasing_a_finished_sequence_tells_the_worker_nothing() -> None:
     submit(scheduler, "a", prompt_tokens=1)
     scheduler.schedule()
     run_step(scheduler, {"a": 7}, finish={"a": "stop"})
+    assert scheduler.schedule() == [Drop("a")]
     scheduler.release("a")
     assert scheduler.schedule() == []
     assert not scheduler.knows("a")
@@ -450,16 +491,16 @@ def test_releasing_twice_or_something_unknown_does_nothing() -> None:
     scheduler.schedule()
     for rid in ("a", "a", "never there"):
         scheduler.release(rid)
-    assert scheduler.schedule() == [Abort("a")]
+    assert scheduler.schedule() == [Drop("a")]
     assert scheduler.kv_used_bytes == 0
 
 
-def test_aborts_come_before_admissions() -> None:
+def test_drops_come_before_admissions() -> None:
     scheduler = make_scheduler(max_running=1)
     submit(scheduler, "a", "b")
     scheduler.schedule()
     scheduler.release("a")
-    assert scheduler.schedule()[0] == Abort("a")
+    assert scheduler.schedule()[0] == Drop("a")
 
 
 def test_everything_is_released_when_the_router_is_gone() -> None:
@@ -469,7 +510,7 @@ def test_everything_is_released_when_the_router_is_gone() -> None:
     run_step(scheduler, {"finished": 7}, finish={"finished": "stop"})
     scheduler.release_all()
     assert (scheduler.running, scheduler.queued, scheduler.kv_used_bytes) == (0, 0, 0)
-    assert aborted(scheduler.schedule()) == ["running"]
+    assert dropped(scheduler.schedule()) == ["finished", "running"]
 
 
 # --- resend ---------------------------------------------------------------------------------------
@@ -574,7 +615,7 @@ def test_a_sequence_continues_as_prompt_and_tokens_so_far() -> None:
     admit, prefill = scheduler.schedule()
     assert isinstance(admit, Admit)
     assert (admit.token_ids, admit.n_output) == ([1, 7, 8], 2)
-    assert prefill == Prefill("a", 2)
+    assert prefill == Prefill(["a"], [2])
 
 
 def test_positions_go_on_after_a_restart() -> None:
@@ -590,10 +631,10 @@ def test_chunks_of_a_dead_worker_are_not_waited_for() -> None:
     submit(scheduler, "a", prompt_tokens=41)
     scheduler.schedule()
     scheduler.worker_ready(MODEL)
-    assert len(prefills(scheduler.schedule())) == CHUNKS_IN_FLIGHT
+    assert len(prefills(scheduler.schedule())) == PASSES_AHEAD
 
 
-def test_a_new_worker_is_not_told_of_old_aborts() -> None:
+def test_a_new_worker_is_not_told_of_old_drops() -> None:
     scheduler = make_scheduler()
     submit(scheduler, "a")
     scheduler.schedule()
@@ -781,13 +822,16 @@ def busy(status: NodeStatus) -> bool:
 
 # --- everything at once ---------------------------------------------------------------------------
 
-MAX_TURNS = 1000
+MAX_TURNS = 2000
 OPTIONS = SchedulerOptions(
     max_running=3, max_queue=4, max_attempts=3, itl_budget_ms=50.0, max_chunk_tokens=8
 )
 SMALL = msgspec.structs.replace(
-    MODEL, context_length=60, kv_budget_bytes=170, fixed_bytes=3, windowed=[(16, 1)]
+    MODEL, context_length=60, kv_budget_bytes=110, fixed_bytes=3, windowed=[(16, 1)]
 )
+# Small, so that short sequences have many blocks and outgrow their reservations.
+BLOCK = 4
+AHEAD = 6
 
 
 def token_at(rid: str, position: int) -> int:
@@ -795,46 +839,87 @@ def token_at(rid: str, position: int) -> int:
     return zlib.crc32(f"{rid}:{position}".encode()) % 50
 
 
-@dataclass
+@dataclass(eq=False)
 class Row:
-    """A sequence in the fake worker."""
+    """A sequence in the fake worker. `token_ids` grow as it decodes."""
 
-    admit: Admit
+    rid: str
+    sampling: Sampling
+    token_ids: list[int]
+    prefill_tokens: int
     generated: int
-    prefilled: int = 0
+    prefilled: int
+    done: bool = False
+
+    @classmethod
+    def of(cls, admit: Admit) -> Row:
+        """A row that has what is cached."""
+        return cls(
+            rid=admit.rid.partition("#")[0],
+            sampling=admit.sampling,
+            token_ids=list(admit.token_ids),
+            prefill_tokens=len(admit.token_ids) - 1,
+            generated=admit.n_output,
+            prefilled=admit.cached_tokens,
+        )
 
     @property
     def decodes(self) -> bool:
         """Whether its prompt is prefilled."""
-        return self.prefilled == len(self.admit.token_ids) - 1
+        return self.prefilled == self.prefill_tokens
+
+    @property
+    def computed(self) -> int:
+        """Tokens whose keys and values it has."""
+        return len(self.token_ids) - 1 if self.decodes else self.prefilled
+
+
+@dataclass
+class Pass:
+    """What was launched: rows that decode, by name, and prefill to report."""
+
+    rows: dict[str, Row]
+    prefilled: list[tuple[str, int]]
 
 
 class FakeWorker:
-    """Does with commands what the engine does, without a model."""
+    """Does with commands what the engine does, without a model: a pass is read when the next one
+    has been launched. `store` has the prefix up to and including each block of the cold store."""
 
-    def __init__(self) -> None:
+    def __init__(self, cold_blocks: int) -> None:
         self.inbox: deque[SchedulerToWorker] = deque()
         self.outbox: deque[Admitted | Step] = deque()
         self.rows: dict[str, Row] = {}
-        self._aborted: set[str] = set()
-        self._chunks: deque[Prefill] = deque()
+        self._cold_blocks = cold_blocks
+        self._store: dict[int, list[int]] = {}
+        self._prefills: deque[list[tuple[str, Row | None, int]]] = deque()
+        self._in_flight: Pass | None = None
 
     @property
     def busy(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self.inbox or self._chunks or any(r.decodes for r in self.rows.values()))
+        decoding = any(row.decodes and not row.done for row in self.rows.values())
+        return bool(self.inbox or self._prefills or self._in_flight or decoding)
 
     def step(self) -> None:
-        """Obey, decode every row that can, run one chunk."""
+        """Obey, launch a pass with every row that decodes and one Prefill, read the last pass."""
         while self.inbox:
             self._obey(self.inbox.popleft())
+        last, self._in_flight = self._in_flight, None
+        prefilled, any_chunk = self._run_chunks()
+        decoding = {rid: row for rid, row in self.rows.items() if row.decodes and not row.done}
+        if decoding or any_chunk:
+            self._in_flight = Pass(decoding, prefilled)
+            prefilled = []
         step = make_step()
-        for rid, row in list(self.rows.items()):
-            if row.decodes:
-                self._decode(step, rid, row)
-        if self._chunks:
-            step.prefilled.append(self._run_chunk(self._chunks.popleft()))
-            step.prefill_s = 0.001
+        if last is not None:
+            step.pass_s = 0.001
+            step.decoded_rows = len(last.rows)
+            step.prefilled += last.prefilled
+            for rid, row in last.rows.items():
+                if not row.done:
+                    self._decode(step, rid, row)
+        step.prefilled += prefilled
         if step.rids or step.prefilled:
             self.outbox.append(step)
 
@@ -843,42 +928,72 @@ class FakeWorker:
             case Admit():
                 assert command.rid not in self.rows
                 assert len(self.rows) < OPTIONS.max_running
+                self._check_cached(command)
                 self.outbox.append(Admitted("", command.rid))
-                self.rows[command.rid] = Row(command, command.n_output)
+                self.rows[command.rid] = Row.of(command)
             case Prefill():
-                self._chunks.append(command)
-            case Abort():
-                self._aborted.add(command.rid)
-                self.rows.pop(command.rid, None)
+                columns = zip(command.rids, command.tokens, strict=True)
+                assert len(set(command.rids)) == len(command.rids) > 0
+                assert 0 < sum(command.tokens) <= OPTIONS.max_chunk_tokens
+                self._prefills.append([(rid, self.rows.get(rid), n) for rid, n in columns])
+            case Store():
+                self._copy(self.rows[command.rid], command)
+            case Drop():
+                self.rows.pop(command.rid).done = True
+
+    def _check_cached(self, admit: Admit) -> None:
+        cached = admit.cached_tokens
+        assert len(admit.cached_blocks) == -(-cached // BLOCK)
+        assert cached < len(admit.token_ids)
+        for index, block in enumerate(admit.cached_blocks):
+            end = min(cached, (index + 1) * BLOCK)
+            stored = self._store[block]
+            assert (len(stored) - 1) // BLOCK == index
+            assert stored[:end] == admit.token_ids[:end]
+
+    def _copy(self, row: Row, store: Store) -> None:
+        assert store.start % BLOCK == 0
+        assert len(set(store.blocks)) == len(store.blocks) > 0
+        for index, block in enumerate(store.blocks):
+            start = store.start + index * BLOCK
+            assert 0 <= block < self._cold_blocks
+            assert start < row.computed
+            self._store[block] = row.token_ids[: min(row.computed, start + BLOCK)]
+
+    def _run_chunks(self) -> tuple[list[tuple[str, int]], bool]:
+        report = []
+        for rid, row, tokens in self._prefills.popleft() if self._prefills else []:
+            if row is None or row.done:
+                report.append((rid, 0))
+                continue
+            row.prefilled += tokens
+            assert tokens > 0
+            assert row.prefilled <= row.prefill_tokens
+            report.append((rid, tokens))
+        return report, any(tokens for _, tokens in report)
 
     def _decode(self, step: Step, rid: str, row: Row) -> None:
-        token = token_at(rid, row.generated)
+        token = token_at(row.rid, row.generated)
+        row.token_ids.append(token)
+        row.prefill_tokens = row.prefilled = len(row.token_ids) - 1
         row.generated += 1
         position = len(step.rids)
         step.rids.append(rid)
         step.ids.append(token)
-        if token == 0 or row.generated >= row.admit.sampling.max_tokens:
+        if token == 0 or row.generated >= row.sampling.max_tokens:
             step.finish[position] = "length" if token else "stop"
-            del self.rows[rid]
-
-    def _run_chunk(self, chunk: Prefill) -> tuple[str, int]:
-        row = self.rows.get(chunk.rid)
-        if row is None:
-            assert chunk.rid in self._aborted
-            return chunk.rid, 0
-        row.prefilled += chunk.tokens
-        assert 0 < chunk.tokens <= OPTIONS.max_chunk_tokens
-        assert row.prefilled < len(row.admit.token_ids)
-        return chunk.rid, chunk.tokens
+            row.done = True
 
 
 @dataclass
 class Client:
-    """What one sequence should look like from outside."""
+    """What one sequence should look like from outside. `row` is its name in the worker."""
 
     request: Generate
     tokens: list[int]
-    in_worker: bool = False
+    row: str | None = None
+    admitted: int = 0
+    started: bool = False
     attempts: int = 0
     last_chance: bool = False
     ends: int = 0
@@ -889,9 +1004,19 @@ class Client:
         return len(self.request.prompt_ids) + self.request.sampling.max_tokens
 
     @property
-    def waits(self) -> bool:
-        """Whether it should be in the queue."""
-        return not self.in_worker and not self.ends
+    def token_ids(self) -> list[int]:
+        """Prompt and output so far."""
+        return self.request.prompt_ids + self.tokens
+
+    def reserved_bytes(self, ahead: int) -> int:
+        """Memory for so many tokens more than it has, or for all that it can have."""
+        tokens = min(len(self.token_ids) + ahead, self.worst_case_tokens)
+        return SMALL.kv_bytes(tokens)
+
+    def leave(self) -> None:
+        """Out of the worker."""
+        self.row = None
+        self.started = False
 
 
 class Fleet(RuleBasedStateMachine):
@@ -899,36 +1024,58 @@ class Fleet(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        self.patches = pytest.MonkeyPatch()
+        self.patches.setattr(scheduler_module, "TOKENS_AHEAD", AHEAD)
+        self.patches.setattr(prefix_tree, "BLOCK_TOKENS", BLOCK)
+        self.patches.setattr(prefix_tree, "LEAST_REUSED_TOKENS", 2)
         self.scheduler = Scheduler(OPTIONS)
         self.worker: FakeWorker | None = None
         self.clients: dict[str, Client] = {}
+        self.queue: list[str] = []
+        self.conversations: list[list[int]] = [[]]
         self.names = (f"r{number}" for number in itertools.count())
-        self.chunks_in_flight = 0
+        self.admissions = itertools.count()
+        self.passes_ahead: deque[int] = deque()
+        self.model = SMALL
 
-    @initialize(early=st.booleans())
-    def first_worker(self, early: bool) -> None:
+    @initialize(early=st.booleans(), cold_blocks=st.sampled_from([0, 2, 9, 30]))
+    def first_worker(self, early: bool, cold_blocks: int) -> None:
+        self.model = msgspec.structs.replace(SMALL, cold_blocks=cold_blocks)
         if early:
             self.new_worker()
+
+    @property
+    def running(self) -> list[Client]:
+        """Clients in the worker."""
+        return [client for client in self.clients.values() if client.row is not None]
 
     # --- what can happen
 
     @rule(
-        prompt=st.integers(1, 40),
-        max_tokens=st.integers(1, 25),
+        data=st.data(),
+        more=st.one_of(st.integers(1, 8), st.integers(1, 40)),
+        max_tokens=st.integers(1, 50),
         moved=st.integers(0, 24),
         detokenizer=st.sampled_from(["d0", "d1"]),
     )
-    def submit(self, prompt: int, max_tokens: int, moved: int, detokenizer: str) -> None:
+    def submit(
+        self, data: st.DataObject, more: int, max_tokens: int, moved: int, detokenizer: str
+    ) -> None:
         rid = next(self.names)
         output_ids = [token_at(rid, position) for position in range(min(moved, max_tokens - 1))]
-        message = generate(
-            rid, prompt, max_tokens=max_tokens, output_ids=output_ids, detokenizer=detokenizer
+        before = data.draw(st.sampled_from(self.conversations))
+        kept = data.draw(st.integers(0, len(before)))
+        prompt_ids = before[:kept] + list(range(50, 50 + more))
+        message = msgspec.structs.replace(
+            generate(rid, max_tokens=max_tokens, output_ids=output_ids, detokenizer=detokenizer),
+            prompt_ids=prompt_ids,
         )
-        fits = prompt + max_tokens <= SMALL.context_length or self.worker is None
+        fits = len(prompt_ids) + max_tokens <= SMALL.context_length or self.worker is None
         refusal = self.scheduler.submit(message)
         if refusal is None:
             assert fits
             self.clients[rid] = Client(message, list(output_ids))
+            self.queue.append(rid)
         elif refusal.code == "queue_full":
             known = sum(not client.ends for client in self.clients.values())
             assert known == OPTIONS.max_queue + OPTIONS.max_running
@@ -941,6 +1088,8 @@ class Fleet(RuleBasedStateMachine):
     def release(self, data: st.DataObject) -> None:
         rid = data.draw(st.sampled_from(sorted(self.clients)))
         del self.clients[rid]
+        if rid in self.queue:
+            self.queue.remove(rid)
         self.scheduler.release(rid)
         assert not self.scheduler.knows(rid)
 
@@ -955,15 +1104,20 @@ class Fleet(RuleBasedStateMachine):
                 case Admit():
                     self.check_admission(command)
                 case Prefill():
-                    self.chunks_in_flight += 1
+                    self.passes_ahead.append(len(command.rids))
+                case Drop():
+                    self.check_drop(command)
+                case Store():
+                    assert self.model.cold_blocks > 0
             self.worker.inbox.append(command)
-        assert self.chunks_in_flight <= CHUNKS_IN_FLIGHT
+        assert len(self.passes_ahead) <= PASSES_AHEAD
 
     @precondition(lambda self: self.worker)
-    @rule()
-    def worker_steps(self) -> None:
+    @rule(times=st.integers(1, 3))
+    def worker_steps(self, times: int) -> None:
         assert self.worker is not None
-        self.worker.step()
+        for _ in range(times):
+            self.worker.step()
 
     @precondition(lambda self: self.worker and self.worker.outbox)
     @rule()
@@ -972,32 +1126,39 @@ class Fleet(RuleBasedStateMachine):
         step = self.worker.outbox.popleft()
         if isinstance(step, Admitted):
             self.scheduler.on_admitted(step.rid)
-            if (client := self.clients.get(step.rid)) is not None:
-                client.attempts += 1
+            for client in self.running:
+                client.started |= client.row == step.rid
             return
-        self.chunks_in_flight -= len(step.prefilled)
+        reported = len(step.prefilled)
+        while reported > 0:
+            reported -= self.passes_ahead.popleft()
+        assert reported == 0
         sent = list(self.scheduler.on_step(step))
         assert len({name for name, _ in sent}) == len(sent)
         for name, tokens in sent:
             self.receive(name, tokens)
 
     @precondition(lambda self: self.worker)
-    @rule(times=st.integers(1, 5))
+    @rule(times=st.integers(1, 10))
     def turn(self, times: int) -> None:
         for _ in range(times):
             self.schedule()
-            self.worker_steps()
+            self.worker_steps(1)
             while self.worker and self.worker.outbox:
                 self.deliver()
 
     @rule()
     def new_worker(self) -> None:
-        self.worker = FakeWorker()
-        self.chunks_in_flight = 0
-        for client in self.clients.values():
-            client.in_worker = False
-        for rejected in self.scheduler.worker_ready(SMALL):
+        self.worker = FakeWorker(self.model.cold_blocks)
+        self.passes_ahead.clear()
+        ran = sorted(self.running, key=lambda client: client.admitted)
+        self.queue[:0] = [client.request.rid for client in ran]
+        for client in ran:
+            client.attempts += client.started
+            client.leave()
+        for rejected in self.scheduler.worker_ready(self.model):
             client = self.clients[rejected.rid]
+            self.queue.remove(rejected.rid)
             client.ends += 1
             if rejected.code == "failed":
                 assert client.attempts == OPTIONS.max_attempts
@@ -1026,16 +1187,25 @@ class Fleet(RuleBasedStateMachine):
     # --- what must hold
 
     def check_admission(self, admit: Admit) -> None:
-        waiting = [rid for rid, client in self.clients.items() if client.waits]
-        assert admit.rid == waiting[0]
-        client = self.clients[admit.rid]
-        assert admit.token_ids == client.request.prompt_ids + client.tokens
+        rid = admit.rid.partition("#")[0]
+        # Only one that waits for a prefix lets others pass.
+        assert rid == self.queue[0] or self.model.cold_blocks
+        self.queue.remove(rid)
+        client = self.clients[rid]
+        assert admit.token_ids == client.token_ids
         assert admit.n_output == len(client.tokens)
-        client.in_worker = True
+        client.row = admit.rid
+        client.admitted = next(self.admissions)
         client.last_chance = client.attempts == OPTIONS.max_attempts - 1
-        running = [client for client in self.clients.values() if client.in_worker]
-        if any(client.last_chance for client in running):
-            assert running == [client]
+        if any(client.last_chance for client in self.running):
+            assert self.running == [client]
+
+    def check_drop(self, drop: Drop) -> None:
+        for client in self.running:
+            if client.row == drop.rid:
+                assert len(self.running) > 1
+                self.queue.insert(0, client.request.rid)
+                client.leave()
 
     def receive(self, name: str, tokens: Tokens) -> None:
         for position, rid in enumerate(tokens.rids):
@@ -1047,23 +1217,36 @@ class Fleet(RuleBasedStateMachine):
                 assert token == token_at(rid, len(client.tokens))
                 client.tokens.append(token)
             if position in tokens.finish:
+                assert tokens.finish[position].cached_tokens < len(client.request.prompt_ids)
                 client.ends += 1
-                client.in_worker = False
+                client.leave()
+                self.conversations.append(client.token_ids)
 
     @invariant()
     def kv_bytes_are_those_of_the_running(self) -> None:
-        running = [client for client in self.clients.values() if client.in_worker]
-        used = sum(SMALL.kv_bytes(client.worst_case_tokens) for client in running)
-        assert self.scheduler.kv_used_bytes == used <= SMALL.kv_budget_bytes
-        assert self.scheduler.running == len(running) <= OPTIONS.max_running
+        used = self.scheduler.kv_used_bytes
+        assert used <= SMALL.kv_budget_bytes
+        assert used <= sum(client.reserved_bytes(AHEAD) for client in self.running)
+        assert self.scheduler.running == len(self.running) <= OPTIONS.max_running
+
+    @invariant()
+    def the_cold_store_is_not_overfull(self) -> None:
+        assert 0 <= self.scheduler.cold_blocks_used <= self.model.cold_blocks
 
     @invariant()
     def the_queue_is_bounded(self) -> None:
-        waiting = sum(client.waits for client in self.clients.values())
-        assert self.scheduler.queued == waiting
-        assert waiting + self.scheduler.running <= OPTIONS.max_queue + OPTIONS.max_running
+        assert self.scheduler.queued == len(self.queue)
+        assert self.scheduler.queued + self.scheduler.running <= (
+            OPTIONS.max_queue + OPTIONS.max_running
+        )
 
     def teardown(self) -> None:
+        try:
+            self.finish_everything()
+        finally:
+            self.patches.undo()
+
+    def finish_everything(self) -> None:
         """In the end everything that is wanted has ended once, and nothing is left behind."""
         if self.worker is None:
             self.new_worker()
