@@ -32,7 +32,9 @@ EXPONENT_BIAS, MANTISSA_BITS = 127, 23
 # With fewer numbers the many operations cost more than they save.
 LEAST_SWIGLU_SIZE = 8_192
 LEAST_SOFTMAX_SIZE = 49_152
-LEAST_ARGMAX_SIZE = 32_768
+LEAST_ARGMAX_WIDTH = 8_192
+# Scores of attention that are computed together: a megabyte.
+SCORES_AT_ONCE = 1 << 18
 # Divides the sizes of most vocabularies.
 ARGMAX_COLUMNS = 512
 
@@ -65,10 +67,31 @@ def attention(
     queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array | None
 ) -> mx.array:
     """Scaled dot-product attention: queries [rows, heads, n, dim], keys and values
-    [rows, KV heads, length, dim], an additive mask that broadcasts to [rows, 1, n, length].
+    [rows, KV heads, length, dim], an additive mask that broadcasts to [rows, 1, n, length]. With
+    a mask and n > 1 the queries are the last n tokens, and the mask is causal.
 
-    One matrix product per KV head, not per head, and no mask where there is none.
+    One matrix product per KV head, not per head; as many queries at once as fit the processor's
+    cache, against the keys that they may see; no mask where there is none.
     """
+    rows, heads, n = queries.shape[:3]
+    length = keys.shape[2]
+    at_once = max(1, SCORES_AT_ONCE // (rows * heads * length))
+    if at_once >= n:
+        return attend_at_once(queries, keys, values, scale, mask)
+    outputs = []
+    for first in range(0, n, at_once):
+        last = min(first + at_once, n)
+        seen = length if mask is None else length - n + last
+        part = None if mask is None else mask[..., first:last, :seen]
+        some = queries[:, :, first:last]
+        outputs.append(attend_at_once(some, keys[:, :, :seen], values[:, :, :seen], scale, part))
+    return mx.concatenate(outputs, axis=2)
+
+
+def attend_at_once(
+    queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array | None
+) -> mx.array:
+    """`attention` in one piece."""
     rows, heads, n, dim = queries.shape
     kv_heads, length = keys.shape[1:3]
     shape = (rows, kv_heads, heads // kv_heads * n, length)
@@ -88,7 +111,8 @@ def argmax(logits: mx.array) -> mx.array:
     """Index of the largest number in each row [rows, n], in two steps: the maximum over strided
     columns vectorizes, along a row it does not."""
     rows, n = logits.shape
-    if not USED or n % ARGMAX_COLUMNS or logits.size < LEAST_ARGMAX_SIZE:
+    narrow = n % ARGMAX_COLUMNS or n < LEAST_ARGMAX_WIDTH
+    if not USED or narrow or logits.dtype != mx.float32:
         return mx.argmax(logits, axis=-1)
     grid = logits.reshape(rows, -1, ARGMAX_COLUMNS)
     column = mx.argmax(mx.max(grid, axis=1), axis=-1)
@@ -97,14 +121,15 @@ def argmax(logits: mx.array) -> mx.array:
 
 
 class Rope:
-    """`mx.fast.rope`, computing the angles once for all layers that share an array of positions
-    and one size of heads, not once for each queries and each keys.
+    """`mx.fast.rope`, for the positions in `shared` (an array [rows], set for every pass and not
+    changed in place) computing the angles once for all layers, queries and keys.
 
     Rotating is `x * cos + (x @ turn) * sin`, where `turn` swaps the two numbers of a pair and
     negates one: exact, and four operations instead of 28.
     """
 
     def __init__(self) -> None:
+        self.shared: mx.array | None = None
         self._tables: tuple[Any, ...] | None = None
         self._turns: dict[tuple[int, int, bool], mx.array] = {}
 
@@ -121,8 +146,7 @@ class Rope:
         **others: Any,
     ) -> mx.array:
         """Rotate `x` [rows, heads, n, dim]."""
-        one_each = isinstance(offset, mx.array) and offset.ndim == 1 and x.shape[2] == 1
-        if not one_each or x.dtype != mx.float32:
+        if offset is not self.shared or x.shape[2] != 1 or x.dtype != mx.float32:
             return rope_of_mlx(
                 x,
                 dims,
@@ -179,8 +203,9 @@ class Rope:
 
 swiglu_of_mlx_lm = mlx_lm.models.activations.swiglu
 rope_of_mlx = mx.fast.rope
+rope = Rope()
 
 USED = not mx.metal.is_available()
 if USED:
     mlx_lm.models.activations.swiglu = swiglu
-    mx.fast.rope = Rope()  # type: ignore[assignment]
+    mx.fast.rope = rope  # type: ignore[assignment]

@@ -12,6 +12,7 @@ from mlxfleet.common.config import WorkerOptions
 from mlxfleet.common.errors import ModelError
 from mlxfleet.common.kv_sizes import BLOCK_TOKENS
 from mlxfleet.common.messages import Sampling
+from mlxfleet.workers import cpu_math
 from mlxfleet.workers.kv_storage import KVStorage
 from mlxfleet.workers.row import Chunk, Row
 from mlxfleet.workers.sampling import SamplingRow
@@ -22,8 +23,8 @@ PREFIX_CACHE_SHARE = 0.25
 PROBE_LENGTHS = (16, 64)
 # Arrays [rows, vocabulary] of 4 bytes that sampling holds at once.
 SAMPLING_ARRAYS = 5
-# Arrays [heads, tokens, context] of 4 bytes that attention holds at once where it is not fused.
-SCORE_ARRAYS = 2
+# Arrays of scores of 4 bytes that attention holds at once where it is not fused.
+SCORE_ARRAYS = 12
 LEAST_BUFFER_CACHE_BYTES = 64 << 20
 
 
@@ -133,10 +134,10 @@ def measure_activations(
     sampling = SAMPLING_ARRAYS * 4 * max_running * vocab_size
     scores = 0
     if not mx.metal.is_available():
-        # Metal's attention is fused and has none.
+        # Metal's attention is fused and has none; one query's are computed at once at least.
         text = config.get("text_config") or config
         heads = int(text.get("num_attention_heads") or text.get("n_head") or 1)
-        scores = SCORE_ARRAYS * 4 * heads * max_chunk_tokens * context_length
+        scores = SCORE_ARRAYS * 4 * max(cpu_math.SCORES_AT_ONCE, heads * context_length)
     return int(measured) + sampling + scores
 
 

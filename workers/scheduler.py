@@ -7,7 +7,7 @@ for the detokenizers.
 from __future__ import annotations
 
 import itertools
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 
 from mlxfleet.common.config import SchedulerOptions
@@ -49,7 +49,8 @@ class Scheduler:
         self._running: dict[str, Sequence] = {}
         self._finished: OrderedDict[str, None] = OrderedDict()
         self._commands: list[SchedulerToWorker] = []
-        self._passes_ahead = 0
+        # Of each pass that was sent and not reported: how many rows it is for.
+        self._passes_ahead: deque[int] = deque()
         self._model: ModelInfo | None = None
         self._tree = PrefixTree(0)
         self.kv_used_bytes = 0
@@ -143,7 +144,7 @@ class Scheduler:
         self._model = model
         self._tree = PrefixTree(model.cold_blocks)
         self._commands.clear()
-        self._passes_ahead = 0
+        self._passes_ahead.clear()
         self.kv_used_bytes = 0
         for sequence in reversed(self._running.values()):
             sequence.attempts += sequence.started
@@ -161,9 +162,9 @@ class Scheduler:
             self.release(rejection.rid)
         return rejected
 
-    def on_admitted(self, rid: str) -> None:
+    def on_admitted(self, row: str) -> None:
         """The worker runs a sequence from now on; if it dies, that may be the cause."""
-        if (sequence := self._running.get(rid)) is not None:
+        if (sequence := self._running.get(row)) is not None:
             sequence.started = True
 
     def on_step(self, step: Step) -> Iterator[tuple[str, Tokens]]:
@@ -174,13 +175,13 @@ class Scheduler:
         self._sizer.observe(
             rows=step.decoded_rows,
             tokens=sum(tokens for _, tokens in step.prefilled),
-            pairs=sum(self._pairs(rid, tokens) for rid, tokens in step.prefilled),
+            pairs=sum(self._pairs(row, tokens) for row, tokens in step.prefilled),
             seconds=step.pass_s,
         )
         self._take_prefill(step)
         columns: dict[str, Tokens] = {}
-        for position, (rid, token) in enumerate(zip(step.rids, step.ids, strict=True)):
-            sequence = self._running.get(rid)
+        for position, (row, token) in enumerate(zip(step.rids, step.ids, strict=True)):
+            sequence = self._running.get(row)
             if sequence is None:
                 continue
             logprobs = step.logprobs.get(position)
@@ -192,17 +193,19 @@ class Scheduler:
                 self._finish(sequence, finish)
         yield from columns.items()
 
-    def _pairs(self, rid: str, tokens: int) -> float:
+    def _pairs(self, row: str, tokens: int) -> float:
         """With how many tokens attention compared those that were just prefilled."""
-        sequence = self._sequences.get(rid)
+        sequence = self._running.get(row)
         return tokens * (sequence.prefill_done + tokens / 2) if sequence else 0.0
 
     def _take_prefill(self, step: Step) -> None:
-        if step.prefilled:
-            self._passes_ahead = max(0, self._passes_ahead - 1)
-        for rid, tokens in step.prefilled:
+        # A step may report two passes: one that ran, and one whose rows are all gone.
+        reported = len(step.prefilled)
+        while reported > 0 and self._passes_ahead:
+            reported -= self._passes_ahead.popleft()
+        for row, tokens in step.prefilled:
             self.prefilled_tokens += tokens
-            sequence = self._running.get(rid)
+            sequence = self._running.get(row)
             if sequence is None:
                 continue
             sequence.prefill_done += tokens
@@ -240,7 +243,7 @@ class Scheduler:
             if match is None:
                 continue
             del self._waiting[sequence.rid]
-            self._running[sequence.rid] = sequence
+            self._running[sequence.row] = sequence
             sequence.alone = alone
             sequence.reserved_tokens = tokens
             sequence.reserved_bytes = kv_bytes
@@ -275,7 +278,7 @@ class Scheduler:
     def _start(self, sequence: Sequence, match: Match) -> Admit:
         """A sequence begins where its stored prefix ends."""
         token_ids = sequence.token_ids()
-        lease = self._tree.begin(sequence.rid, match, token_ids[:-1])
+        lease = self._tree.begin(sequence.row, match, token_ids[:-1])
         sequence.lease = lease
         sequence.admitted_tokens = len(token_ids)
         sequence.prefill_sent = sequence.prefill_done = lease.cached_tokens
@@ -286,7 +289,7 @@ class Scheduler:
         if not sequence.output_ids:
             sequence.cached_tokens = lease.cached_tokens
         return Admit(
-            rid=sequence.rid,
+            rid=sequence.row,
             token_ids=token_ids,
             n_output=len(sequence.output_ids),
             sampling=sequence.sampling,
@@ -310,11 +313,11 @@ class Scheduler:
             tokens = min(sequence.tokens + TOKENS_AHEAD, sequence.worst_case_tokens)
             more_bytes = model.kv_bytes(tokens) - sequence.reserved_bytes
             while (
-                sequence.rid in self._running
+                sequence.row in self._running
                 and self.kv_used_bytes + more_bytes > model.kv_budget_bytes
             ):
                 self._preempt(max(self._running.values(), key=lambda s: s.arrival))
-            if sequence.rid in self._running:
+            if sequence.row in self._running:
                 sequence.reserved_tokens = tokens
                 sequence.reserved_bytes += more_bytes
                 self.kv_used_bytes += more_bytes
@@ -322,6 +325,7 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self.preemptions += 1
         self._leave(sequence)
+        sequence.preemptions += 1
         self._wait_first(sequence)
 
     def _wait_first(self, sequence: Sequence) -> None:
@@ -331,23 +335,23 @@ class Scheduler:
 
     def _prefill(self) -> None:
         """Keep a few passes' prefill ahead of the worker."""
-        while self._passes_ahead < PASSES_AHEAD:
+        while len(self._passes_ahead) < PASSES_AHEAD:
             wanting = [s for s in self._running.values() if s.prefill_sent < s.prefill_tokens]
             if not wanting:
                 return
-            size = self._sizer.size(self._decoding(), wanting[0].prefill_sent)
+            # Those that have all their prompt, and one that may get the rest of it with this pass.
+            rows = len(self._running) - len(wanting)
+            rows += rows > 0
+            size = self._sizer.size(rows, wanting[0].prefill_sent)
             shares = share_out(size, [s.prefill_tokens - s.prefill_sent for s in wanting])
             prefill = Prefill([], [])
             for sequence, tokens in zip(wanting, shares, strict=True):
                 if tokens > 0:
-                    prefill.rids.append(sequence.rid)
+                    prefill.rids.append(sequence.row)
                     prefill.tokens.append(tokens)
                     sequence.prefill_sent += tokens
-            self._passes_ahead += 1
+            self._passes_ahead.append(len(prefill.rids))
             self._commands.append(prefill)
-
-    def _decoding(self) -> int:
-        return sum(s.state is State.DECODING for s in self._running.values())
 
     def _finish(self, sequence: Sequence, finish: Finish) -> None:
         """Keep the tokens until the router has them all."""
@@ -361,13 +365,13 @@ class Scheduler:
 
     def _leave(self, sequence: Sequence) -> None:
         """Out of the worker; what it has computed stays in the cold store."""
-        del self._running[sequence.rid]
+        del self._running[sequence.row]
         self.kv_used_bytes -= sequence.reserved_bytes
         assert sequence.lease is not None
         write = self._tree.end(sequence.lease, sequence.computed_ids())
         sequence.lease = None
-        self._store(sequence.rid, write)
-        self._commands.append(Drop(sequence.rid))
+        self._store(sequence.row, write)
+        self._commands.append(Drop(sequence.row))
 
 
 def append(

@@ -32,6 +32,7 @@ class Sequence:
     sampling: Sampling
     state: State = State.WAITING
     attempts: int = 0
+    preemptions: int = 0
     started: bool = False
     admitted_tokens: int = 1
     prefill_sent: int = 0
@@ -56,6 +57,12 @@ class Sequence:
             output_ids=list(message.output_ids),
             sampling=message.sampling,
         )
+
+    @property
+    def row(self) -> str:
+        """Its name in the worker, a new one after a preemption: steps that are still on their way
+        from the row before are not its own."""
+        return f"{self.rid}#{self.preemptions}" if self.preemptions else self.rid
 
     @property
     def prefill_tokens(self) -> int:

@@ -245,12 +245,17 @@ class SlabStorage:
         self._cold = ColdStore(shapes, format, cold_blocks)
         slot_bytes = LEAST_CAPACITY * self._token_bytes
         self._first_slots = min(expected_rows, int(FIRST_SHARE * budget_bytes / slot_bytes))
+        self._slabs: dict[int, Slab] = {}
         self.reset()
 
     def reset(self) -> None:
         """Drop every row."""
+        # Parts of the last pass still refer to slabs, and places and slabs to each other.
+        for slab in self._slabs.values():
+            slab.places.clear()
+            slab.resize(0)
+        self._slabs.clear()
         self._places: dict[Row, Place] = {}
-        self._slabs: dict[int, Slab] = {}
         self._stored: set[int] = set()
         if self._first_slots:
             self._slab_for(LEAST_CAPACITY).resize(self._first_slots)
@@ -294,6 +299,7 @@ class SlabStorage:
         if padding:
             order = (order or list(range(len(positions)))) + [0] * padding
         offsets = mx.array(positions + [0] * padding, dtype=mx.int32)
+        cpu_math.rope.shared = offsets
         index = None if order is None else mx.array(order)
         for layer in self._layers:
             layer.begin(decode_parts, chunk_parts, offsets, index)

@@ -108,6 +108,18 @@ def test_a_value_beyond_its_limit_names_the_flag(options: object, flag: str) -> 
     assert "$" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        (WorkerOptions(kv_bits=3), "--kv-bits"),  # type: ignore[arg-type]
+        (WorkerOptions(quantize="q5"), "--quantize"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_choice_that_there_is_not_names_the_flag(options: object, flag: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{flag}: Invalid enum value"):
+        validated(options)
+
+
 def test_a_value_at_its_limit_is_taken() -> None:
     validated(RouterOptions(port=65535, max_requests=1, drain_timeout_s=0.0))
 

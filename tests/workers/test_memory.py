@@ -156,7 +156,7 @@ def test_activations_grow_with_the_largest_chunk(model: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "larger", [{"max_running": 64}, {"vocab_size": 100_000}, {"context_length": 4096}], ids=str
+    "larger", [{"max_running": 64}, {"vocab_size": 100_000}, {"context_length": 400_000}], ids=str
 )
 def test_activations_grow_with_whatever_a_pass_handles(larger: dict[str, int]) -> None:
     model = build("llama")

@@ -45,7 +45,7 @@ from mlxfleet.common.messages import (
 )
 from mlxfleet.workers import prefix_tree
 from mlxfleet.workers import scheduler as scheduler_module
-from mlxfleet.workers.scheduler import PASSES_AHEAD, Scheduler
+from mlxfleet.workers.scheduler import PASSES_AHEAD, TOKENS_AHEAD, Scheduler
 from mlxfleet.workers.scheduler_main import SchedulerService
 
 MODEL = ModelInfo(
@@ -597,6 +597,333 @@ def test_a_resend_from_before_a_move_does_not_kill_the_scheduler() -> None:
     assert tokens.ids == [[50, 51, 7]]
 
 
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def budget(tokens: int, **model: Any) -> ModelInfo:
+    """A model with memory for so many tokens."""
+    return msgspec.structs.replace(MODEL, kv_budget_bytes=tokens, **model)
+
+
+def decode(scheduler: Scheduler, rid: str, tokens: int) -> list[SchedulerToWorker]:
+    """Decode some tokens of one sequence; what was sent to the worker meanwhile."""
+    commands = []
+    for _ in range(tokens):
+        run_step(scheduler, {rid: 7})
+        commands += scheduler.schedule()
+    return commands
+
+
+def crowded() -> Scheduler:
+    """A scheduler whose memory is full with `old` and `young`, at one token each."""
+    scheduler = make_scheduler(model=budget(150))
+    submit(scheduler, "old", "young", prompt_tokens=1, max_tokens=120)
+    assert admitted(scheduler.schedule()) == ["old", "young"]
+    return scheduler
+
+
+def preempted() -> Scheduler:
+    """A scheduler that has preempted `young`, which had two tokens, for `old`."""
+    scheduler = crowded()
+    run_step(scheduler, {"young": 8})
+    run_step(scheduler, {"young": 9})
+    assert dropped(decode(scheduler, "old", TOKENS_AHEAD // 2 + 1)) == ["young"]
+    return scheduler
+
+
+def test_memory_is_reserved_a_little_ahead_and_not_for_the_worst_case() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "a", prompt_tokens=5, max_tokens=190)
+    scheduler.schedule()
+    assert scheduler.kv_used_bytes == 5 + TOKENS_AHEAD
+
+
+def test_more_memory_is_reserved_when_half_of_what_is_ahead_is_used() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "a", prompt_tokens=1, max_tokens=190)
+    scheduler.schedule()
+    decode(scheduler, "a", TOKENS_AHEAD // 2)
+    assert scheduler.kv_used_bytes == 1 + TOKENS_AHEAD
+    decode(scheduler, "a", 1)
+    assert scheduler.kv_used_bytes == 2 + TOKENS_AHEAD // 2 + TOKENS_AHEAD
+
+
+def test_no_more_is_reserved_than_the_worst_case() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "a", prompt_tokens=1, max_tokens=100)
+    scheduler.schedule()
+    decode(scheduler, "a", 99)
+    assert scheduler.kv_used_bytes == 101
+
+
+def test_in_slabs_memory_is_reserved_in_slots() -> None:
+    model = budget(2000, context_length=1000, in_slabs=True)
+    scheduler = make_scheduler(model=model)
+    submit(scheduler, "a", prompt_tokens=5)
+    submit(scheduler, "b", prompt_tokens=250)
+    scheduler.schedule()
+    assert scheduler.kv_used_bytes == 256 + 512
+
+
+def test_the_last_to_come_makes_room() -> None:
+    scheduler = preempted()
+    assert (scheduler.running, scheduler.queued, scheduler.preemptions) == (1, 1, 1)
+
+
+def test_one_that_needs_memory_and_came_last_makes_room_itself() -> None:
+    scheduler = crowded()
+    assert dropped(decode(scheduler, "young", TOKENS_AHEAD // 2 + 1)) == ["young"]
+    assert scheduler.kv_used_bytes == 1 + TOKENS_AHEAD
+
+
+def test_a_preempted_sequence_goes_on_first_and_with_its_output() -> None:
+    scheduler = preempted()
+    submit(scheduler, "new", prompt_tokens=1)
+    scheduler.release("old")
+    (drop, young, new, prefill) = scheduler.schedule()
+    assert drop == Drop("old")
+    assert isinstance(young, Admit)
+    assert isinstance(new, Admit)
+    assert (young.token_ids, young.n_output, new.rid) == ([1, 8, 9], 2, "new")
+    assert prefill == Prefill([young.rid], [2])
+    tokens = run_step(scheduler, {young.rid: 5}, prefilled=[(young.rid, 2)])["d0"]
+    assert tokens == Tokens(["young"], [2], [[5]], {}, {})
+
+
+def test_what_a_row_did_after_its_preemption_does_not_count() -> None:
+    scheduler = preempted()
+    scheduler.release("old")
+    (row,) = admitted(scheduler.schedule())
+    assert run_step(scheduler, {"young": 6}, prefilled=[("young", 2)]) == {}
+    scheduler.on_admitted("young")
+    assert run_step(scheduler, {row: 5})["d0"] == Tokens(["young"], [2], [[5]], {}, {})
+
+
+def test_a_preemption_is_not_blamed_on_the_sequence() -> None:
+    scheduler = make_scheduler(model=budget(150), max_attempts=1)
+    submit(scheduler, "old", "young", prompt_tokens=1, max_tokens=120)
+    scheduler.schedule()
+    scheduler.on_admitted("young")
+    decode(scheduler, "old", TOKENS_AHEAD // 2 + 1)
+    assert scheduler.preemptions == 1
+    assert scheduler.worker_ready(MODEL) == []
+
+
+def test_a_preempted_sequence_can_be_released() -> None:
+    scheduler = preempted()
+    scheduler.release("young")
+    assert scheduler.schedule() == []
+    assert (scheduler.queued, scheduler.knows("young")) == (0, False)
+
+
+# --- prefixes -------------------------------------------------------------------------------------
+
+COLD = msgspec.structs.replace(MODEL, cold_blocks=20)
+
+
+def stores(commands: Iterable[SchedulerToWorker]) -> list[Store]:
+    """What was to be stored, in order."""
+    return [command for command in commands if isinstance(command, Store)]
+
+
+def admissions(commands: Iterable[SchedulerToWorker]) -> list[tuple[str, int]]:
+    """Who was admitted with how many cached tokens, in order."""
+    return [(c.rid, c.cached_tokens) for c in commands if isinstance(c, Admit)]
+
+
+def caching(**options: Any) -> Scheduler:
+    """A scheduler whose worker has a cold store, and computes a prompt in one pass."""
+    return make_scheduler(**{"model": COLD, "max_chunk_tokens": 200, "max_running": 4, **options})
+
+
+def run_prefill(
+    scheduler: Scheduler, commands: Iterable[SchedulerToWorker]
+) -> list[SchedulerToWorker]:
+    """Report every pass that was sent; what comes next."""
+    for chunks in passes(commands):
+        run_step(scheduler, prefilled=chunks)
+    return scheduler.schedule()
+
+
+def finish(scheduler: Scheduler, rid: str) -> Finish:
+    """The last token of a sequence."""
+    return run_step(scheduler, {rid: 7}, finish={rid: "stop"})["d0"].finish[0]
+
+
+def answer(scheduler: Scheduler, rid: str, **request: Any) -> list[SchedulerToWorker]:
+    """Run one request to its end, all of it with token 7; what follows from that."""
+    submit(scheduler, rid, **request)
+    commands = scheduler.schedule()
+    while passes(commands):
+        commands = run_prefill(scheduler, commands)
+    finish(scheduler, rid)
+    return scheduler.schedule()
+
+
+def test_a_prefix_that_two_requests_share_is_computed_once() -> None:
+    scheduler = caching()
+    submit(scheduler, "a", "b", prompt_tokens=101)
+    first = scheduler.schedule()
+    assert admissions(first) == [("a", 0)]
+    assert prefills(first) == [("a", 32), ("a", 32)]
+    sent = list(first)
+    commands = first
+    while "b" not in admitted(sent):
+        commands = run_prefill(scheduler, commands)
+        sent += commands
+    assert sum(tokens for _, tokens in prefills(sent)) == 100
+    assert admissions(sent) == [("a", 0), ("b", 100)]
+    assert {store.rid for store in stores(sent)} == {"a"}
+    assert sum(len(store.blocks) for store in stores(sent)) == 4
+
+
+def test_only_what_differs_is_computed() -> None:
+    scheduler = caching()
+    answer(scheduler, "a", prompt_tokens=71)
+    submit(scheduler, "b", prompt_tokens=81)
+    commands = scheduler.schedule()
+    assert admissions(commands) == [("b", 71)]
+    assert prefills(commands) == [("b", 9)]
+
+
+def test_a_request_that_waits_for_a_prefix_lets_others_pass() -> None:
+    scheduler = caching()
+    submit(scheduler, "a", "b", prompt_tokens=101)
+    other = msgspec.structs.replace(generate("c"), prompt_ids=[90, 91, 92])
+    scheduler.submit(other)
+    assert admitted(scheduler.schedule()) == ["a", "c"]
+    assert (scheduler.running, scheduler.queued) == (2, 1)
+
+
+def test_what_a_request_has_computed_is_stored_before_it_is_dropped() -> None:
+    scheduler = caching()
+    store, drop = answer(scheduler, "a", prompt_tokens=71)
+    assert isinstance(store, Store)
+    assert (store.rid, store.start, len(store.blocks)) == ("a", 0, 3)
+    assert drop == Drop("a")
+
+
+def test_a_second_turn_reuses_prompt_and_answer() -> None:
+    scheduler = caching()
+    submit(scheduler, "a", prompt_tokens=40)
+    run_prefill(scheduler, scheduler.schedule())
+    for token in (60, 61, 62):
+        run_step(scheduler, {"a": token})
+    finish(scheduler, "a")
+    first = [*range(1, 41), 60, 61, 62, 7]
+    second = msgspec.structs.replace(generate("b"), prompt_ids=[*first, 80, 81])
+    scheduler.submit(second)
+    commands = scheduler.schedule()
+    # The last token of the answer was never an input.
+    assert admissions(commands) == [("b", 43)]
+    assert prefills(commands) == [("b", 2)]
+
+
+def test_a_finish_says_how_many_prompt_tokens_were_cached() -> None:
+    scheduler = caching()
+    answer(scheduler, "a", prompt_tokens=71)
+    submit(scheduler, "b", prompt_tokens=81)
+    run_prefill(scheduler, scheduler.schedule())
+    assert finish(scheduler, "b") == Finish("stop", cached_tokens=71)
+    assert scheduler.cached_tokens == 71
+
+
+def test_with_all_of_the_prompt_cached_a_request_decodes_at_once() -> None:
+    scheduler = caching()
+    answer(scheduler, "a", prompt_tokens=71)
+    submit(scheduler, "b", prompt_tokens=71)
+    commands = scheduler.schedule()
+    assert admissions(commands) == [("b", 70)]
+    assert prefills(commands) == []
+    assert finish(scheduler, "b").cached_tokens == 70
+
+
+def test_when_the_owner_is_released_the_waiting_request_goes_on() -> None:
+    scheduler = caching()
+    submit(scheduler, "a", "b", prompt_tokens=101)
+    scheduler.schedule()
+    scheduler.release("a")
+    assert admissions(scheduler.schedule()) == [("b", 0)]
+    run_step(scheduler, prefilled=[("a", 0)])
+    assert prefills(scheduler.schedule()) == [("b", 32)]
+
+
+def test_what_the_owner_had_computed_when_it_was_released_is_reused() -> None:
+    scheduler = caching()
+    submit(scheduler, "a", "b", prompt_tokens=101)
+    scheduler.schedule()
+    run_step(scheduler, prefilled=[("a", 32)])
+    scheduler.release("a")
+    assert admissions(scheduler.schedule()) == [("b", 32)]
+
+
+def test_when_the_owner_is_released_one_of_two_waiting_requests_takes_over() -> None:
+    scheduler = caching()
+    submit(scheduler, "a", "b", "c", prompt_tokens=101)
+    scheduler.schedule()
+    scheduler.release("a")
+    assert admitted(scheduler.schedule()) == ["b"]
+
+
+def test_a_waiting_request_can_be_released() -> None:
+    scheduler = caching()
+    submit(scheduler, "a", "b", prompt_tokens=101)
+    scheduler.schedule()
+    scheduler.release("b")
+    assert (scheduler.running, scheduler.queued) == (1, 0)
+
+
+def test_a_preempted_sequence_resumes_from_the_cold_store() -> None:
+    scheduler = caching(model=budget(175, cold_blocks=20))
+    submit(scheduler, "old", prompt_tokens=1, max_tokens=120)
+    scheduler.schedule()
+    young = msgspec.structs.replace(generate("young", max_tokens=120), prompt_ids=[*range(20, 60)])
+    scheduler.submit(young)
+    run_prefill(scheduler, scheduler.schedule())
+    run_step(scheduler, {"young": 8})
+    run_step(scheduler, {"young": 9})
+    commands = decode(scheduler, "old", TOKENS_AHEAD // 2 + 1)
+    assert dropped(commands) == ["young"]
+    assert [(store.rid, store.start, len(store.blocks)) for store in stores(commands)] == [
+        ("young", 0, 2)
+    ]
+    scheduler.release("old")
+    commands = scheduler.schedule()
+    ((row, cached),) = admissions(commands)
+    assert cached == 41
+    assert prefills(commands) == []
+    assert finish(scheduler, row).cached_tokens == 0
+
+
+def test_a_new_worker_has_nothing_cached() -> None:
+    scheduler = caching()
+    answer(scheduler, "a", prompt_tokens=71)
+    assert scheduler.cold_blocks_used == 3
+    scheduler.worker_ready(COLD)
+    assert scheduler.cold_blocks_used == 0
+    submit(scheduler, "b", prompt_tokens=71)
+    assert admissions(scheduler.schedule()) == [("b", 0)]
+
+
+def test_who_waited_for_a_prefix_when_the_worker_died_starts_again() -> None:
+    scheduler = caching()
+    submit(scheduler, "a", "b", prompt_tokens=101)
+    scheduler.schedule()
+    scheduler.worker_ready(COLD)
+    scheduler.release("a")
+    assert admissions(scheduler.schedule()) == [("b", 0)]
+
+
+def test_without_a_cold_store_nothing_is_reused_or_stored() -> None:
+    scheduler = caching(model=MODEL)
+    assert answer(scheduler, "a", prompt_tokens=71) == [Drop("a")]
+    submit(scheduler, "b", "c", prompt_tokens=71)
+    commands = scheduler.schedule()
+    assert admissions(commands) == [("b", 0), ("c", 0)]
+    assert stores(commands) == []
+    assert scheduler.cached_tokens == 0
+
+
 # --- a worker dies --------------------------------------------------------------------------------
 
 
@@ -993,6 +1320,7 @@ class Client:
     tokens: list[int]
     row: str | None = None
     admitted: int = 0
+    unsent: int = 0
     started: bool = False
     attempts: int = 0
     last_chance: bool = False
@@ -1051,6 +1379,12 @@ class Fleet(RuleBasedStateMachine):
 
     # --- what can happen
 
+    @rule(rids=st.integers(2, 3), max_tokens=st.integers(30, 50))
+    def crowd(self, rids: int, max_tokens: int) -> None:
+        """Requests that together outgrow the memory."""
+        for _ in range(rids):
+            self.take(generate(next(self.names), 4, max_tokens=max_tokens))
+
     @rule(
         data=st.data(),
         more=st.one_of(st.integers(1, 8), st.integers(1, 40)),
@@ -1070,11 +1404,16 @@ class Fleet(RuleBasedStateMachine):
             generate(rid, max_tokens=max_tokens, output_ids=output_ids, detokenizer=detokenizer),
             prompt_ids=prompt_ids,
         )
-        fits = len(prompt_ids) + max_tokens <= SMALL.context_length or self.worker is None
+        self.take(message)
+
+    def take(self, message: Generate) -> None:
+        longest = len(message.prompt_ids) + message.sampling.max_tokens
+        fits = longest <= SMALL.context_length or self.worker is None
+        rid = message.rid
         refusal = self.scheduler.submit(message)
         if refusal is None:
             assert fits
-            self.clients[rid] = Client(message, list(output_ids))
+            self.clients[rid] = Client(message, list(message.output_ids))
             self.queue.append(rid)
         elif refusal.code == "queue_full":
             known = sum(not client.ends for client in self.clients.values())
@@ -1104,12 +1443,14 @@ class Fleet(RuleBasedStateMachine):
                 case Admit():
                     self.check_admission(command)
                 case Prefill():
-                    self.passes_ahead.append(len(command.rids))
+                    self.check_prefill(command)
                 case Drop():
                     self.check_drop(command)
                 case Store():
                     assert self.model.cold_blocks > 0
             self.worker.inbox.append(command)
+        wanted = any(client.unsent for client in self.running)
+        assert len(self.passes_ahead) == PASSES_AHEAD or not wanted
         assert len(self.passes_ahead) <= PASSES_AHEAD
 
     @precondition(lambda self: self.worker)
@@ -1195,10 +1536,18 @@ class Fleet(RuleBasedStateMachine):
         assert admit.token_ids == client.token_ids
         assert admit.n_output == len(client.tokens)
         client.row = admit.rid
+        client.unsent = len(admit.token_ids) - 1 - admit.cached_tokens
         client.admitted = next(self.admissions)
         client.last_chance = client.attempts == OPTIONS.max_attempts - 1
         if any(client.last_chance for client in self.running):
             assert self.running == [client]
+
+    def check_prefill(self, prefill: Prefill) -> None:
+        self.passes_ahead.append(len(prefill.rids))
+        by_row = {client.row: client for client in self.running}
+        for row, tokens in zip(prefill.rids, prefill.tokens, strict=True):
+            by_row[row].unsent -= tokens
+            assert by_row[row].unsent >= 0
 
     def check_drop(self, drop: Drop) -> None:
         for client in self.running:
@@ -1267,7 +1616,7 @@ class Fleet(RuleBasedStateMachine):
 
 TestFleet = Fleet.TestCase
 TestFleet.settings = settings(
-    max_examples=200,
+    max_examples=400,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
