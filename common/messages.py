@@ -4,7 +4,8 @@ A union is named after its direction. Receivers decode once and dispatch with `m
 flows every step is columnar: one message per step, parallel lists with one entry per request,
 sparse columns as dicts from an entry's position in those lists.
 
-`rid` names one sequence (one choice of one HTTP request) on every link.
+`rid` names one sequence (one choice of one HTTP request) on every link; between scheduler and
+worker it has a suffix after the sequence was preempted, so that nothing of before counts.
 `Hello`-like messages are repeated as heartbeats; `incarnation` changes when a process restarts.
 """
 

@@ -286,7 +286,8 @@ class Scheduler:
         done = lease.cached_tokens == sequence.prefill_tokens
         sequence.state = State.DECODING if done else State.PREFILLING
         self.cached_tokens += lease.cached_tokens
-        if not sequence.output_ids:
+        if sequence.row == sequence.rid and not sequence.output_ids:
+            # Not what it had computed itself before it was preempted or moved.
             sequence.cached_tokens = lease.cached_tokens
         return Admit(
             rid=sequence.row,

@@ -15,6 +15,7 @@ from msgspec import Struct
 from mlxfleet.common import messages
 from mlxfleet.common.messages import (
     Finish,
+    Prefill,
     Sampling,
     Step,
     Text,
@@ -81,7 +82,7 @@ def structs(kind: type[Struct]) -> st.SearchStrategy[Any]:
         for name, hint in get_type_hints(kind, include_extras=True).items()
         if not name.startswith("__")
     }
-    if kind in (Step, Tokens, Text):
+    if kind in (Prefill, Step, Tokens, Text):
         return columns(kind, fields)
     return st.builds(kind, **fields)
 
@@ -94,7 +95,7 @@ def columns(
     length = draw(st.integers(0, 3))
     made = {name: draw(field) for name, field in fields.items()}
     for name, value in made.items():
-        if name in ("rids", "starts", "ids", "offsets", "texts"):
+        if name in ("rids", "starts", "ids", "offsets", "texts", "tokens"):
             item = fields[name].filter(bool).map(lambda items: items[0])
             made[name] = draw(st.lists(item, min_size=length, max_size=length))
         elif isinstance(value, dict):

@@ -134,7 +134,7 @@ def test_router_limit_is_answered_429(tiny_model: Path) -> None:
 def test_more_than_fits_into_memory_takes_turns(tiny_model: Path) -> None:
     """Two requests whose worst cases do not fit together: one makes room, both are answered."""
     flags = ["--max-running", "2", "--max-chunk-tokens", "16", "--max-context", "4096"]
-    with Fleet("--model", str(tiny_model), "--memory-gb", "0.02", *flags) as fleet:
+    with Fleet("--model", str(tiny_model), "--memory-gb", "0.0305", *flags) as fleet:
         budget = fleet.metric("mlxfleet_kv_budget_bytes", node="node-0")
         too_much = fleet.post("/v1/completions", {"prompt": "Hi", "max_tokens": 4000})
         assert too_much[0] == 400
