@@ -6,7 +6,6 @@ Which block holds what is the scheduler's business (`prefix_tree.py`); here they
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 
 import mlx.core as mx
 
@@ -45,20 +44,20 @@ class ColdStore:
         for i, row in enumerate(rows):
             cut = row.reshape(row.shape[0], len(blocks), BLOCK_TOKENS, row.shape[-1])
             cut = cut.transpose(1, 0, 2, 3)
-            first = 0
-            for segment, places in by_segment(blocks):
+            done = 0
+            for segment, first, count in runs(blocks):
                 plane = self._segments[segment][layer][i]
-                plane[mx.array(places)] = cut[first : first + len(places)]
-                first += len(places)
+                plane[first : first + count] = cut[done : done + count]
+                done += count
 
     def read(self, layer: int, blocks: Sequence[int]) -> Planes:
         """Planes [KV heads, blocks * BLOCK_TOKENS, dim_i] of a layer."""
-        runs = [
-            [plane[mx.array(places)] for plane in self._segments[segment][layer]]
-            for segment, places in by_segment(blocks)
+        found = [
+            [plane[first : first + count] for plane in self._segments[segment][layer]]
+            for segment, first, count in runs(blocks)
         ]
         planes = []
-        for parts in zip(*runs, strict=True):
+        for parts in zip(*found, strict=True):
             rows = parts[0] if len(parts) == 1 else mx.concatenate(list(parts))
             rows = rows.transpose(1, 0, 2, 3)
             planes.append(rows.reshape(rows.shape[0], -1, rows.shape[-1]))
@@ -74,7 +73,12 @@ class ColdStore:
         ]
 
 
-def by_segment(blocks: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
-    """Runs of blocks in one segment, as places in that segment."""
-    for segment, run in groupby(blocks, key=lambda block: block // SEGMENT_BLOCKS):
-        yield segment, [block % SEGMENT_BLOCKS for block in run]
+def runs(blocks: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Blocks that follow each other in a segment, as (segment, first place in it, number). Copying
+    a run is faster than picking its blocks one by one."""
+    start = 0
+    for end in range(1, len(blocks) + 1):
+        follows = end < len(blocks) and blocks[end] == blocks[end - 1] + 1
+        if not follows or blocks[end] % SEGMENT_BLOCKS == 0:
+            yield blocks[start] // SEGMENT_BLOCKS, blocks[start] % SEGMENT_BLOCKS, end - start
+            start = end
