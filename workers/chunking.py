@@ -10,7 +10,7 @@ from mlxfleet.common.kv_sizes import PASS_TILE
 FORGETTING = 0.95
 INERTIA = 0.01
 TINY = 1e-12
-FEATURES = 3
+FEATURES = 4
 FIRST_CHUNK_TOKENS = 32
 MIN_CHUNK_TOKENS = 16
 DECODE_STEPS_PER_GAP = 1.5
@@ -20,9 +20,9 @@ MARGIN = 0.9
 
 
 class PassCost:
-    """Seconds of a pass = fixed, in which all weights are read, + per token, whether that is the
-    next one of a row that decodes or one of a prompt, + per pair of a prompt token and a token
-    before it, which attention compares.
+    """Seconds of a pass = fixed, in which all weights are read, + per row that decodes, whose next
+    token has to be chosen, + per prompt token, + per pair of a prompt token and a token before it,
+    which attention compares.
 
     Least squares over the passes that ran, old ones fading, drawn a little towards what was known:
     passes of one size do not tell the parts apart.
@@ -33,29 +33,29 @@ class PassCost:
         self._products = [[0.0] * FEATURES for _ in range(FEATURES)]
         self._seconds = [0.0] * FEATURES
         self.known = False
-        self.fixed_s = self.per_token_s = self.per_pair_s = 0.0
+        self.fixed_s = self.per_row_s = self.per_token_s = self.per_pair_s = 0.0
 
-    def observe(self, tokens: int, pairs: float, seconds: float) -> None:
+    def observe(self, rows: int, tokens: int, pairs: float, seconds: float) -> None:
         """Learn from a pass."""
-        features = (1.0, float(tokens), pairs)
+        features = (1.0, float(rows), float(tokens), pairs)
         for i, one in enumerate(features):
             self._seconds[i] = FORGETTING * self._seconds[i] + one * seconds
             for j, other in enumerate(features):
                 self._products[i][j] = FORGETTING * self._products[i][j] + one * other
         if not self.known:
             # All of it per token: a careful guess.
-            self.per_token_s = seconds / tokens
+            self.per_row_s = self.per_token_s = seconds / (rows + tokens)
             self.known = True
             return
-        before = (self.fixed_s, self.per_token_s, self.per_pair_s)
-        rows = [list(row) for row in self._products]
+        before = (self.fixed_s, self.per_row_s, self.per_token_s, self.per_pair_s)
+        left = [list(products) for products in self._products]
         right = list(self._seconds)
         for i in range(FEATURES):
-            pull = INERTIA * rows[i][i] + TINY
-            rows[i][i] += pull
+            pull = INERTIA * left[i][i] + TINY
+            left[i][i] += pull
             right[i] += pull * before[i]
-        solved = (max(part, 0.0) for part in solve(rows, right))
-        self.fixed_s, self.per_token_s, self.per_pair_s = solved
+        solved = (max(part, 0.0) for part in solve(left, right))
+        self.fixed_s, self.per_row_s, self.per_token_s, self.per_pair_s = solved
 
     def tokens_in(self, seconds: float, start: int) -> float:
         """How many prompt tokens from position `start` on a pass can run in so long, beside the
@@ -101,7 +101,7 @@ class ChunkSizer:
         """Learn from a pass of `rows` decoding rows and `tokens` prompt tokens, which attention
         compared with `pairs` tokens; 0 seconds say that it was not measured."""
         if seconds > 0 and rows + tokens > 0:
-            self.cost.observe(rows + tokens, pairs, seconds)
+            self.cost.observe(rows, tokens, pairs, seconds)
 
     def size(self, rows: int, start: int) -> int:
         """Prompt tokens of the next pass, in which `rows` rows decode, and whose first prompt
@@ -112,7 +112,7 @@ class ChunkSizer:
         if rows == 0:
             left_s = IDLE_BUDGETS * self._budget_s - cost.fixed_s
         else:
-            decode_s = cost.fixed_s + rows * cost.per_token_s
+            decode_s = cost.fixed_s + rows * cost.per_row_s
             left_s = max(MARGIN * self._budget_s, DECODE_STEPS_PER_GAP * decode_s) - decode_s
         flat = rows + int(min(cost.tokens_in(left_s, start), self._max_tokens))
         # A matrix product of part of a tile takes as long as that of a whole one.
