@@ -1,4 +1,4 @@
-"""What the engine promises, through HTTP: nothing computed twice, nobody's tokens depend on others."""
+"""What the engine promises, through HTTP: nothing is computed twice, nobody depends on others."""
 
 from __future__ import annotations
 
