@@ -12,7 +12,6 @@ from mlxfleet.workers.chunking import (
     FIRST_CHUNK_TOKENS,
     IDLE_BUDGETS,
     MARGIN,
-    MIN_CHUNK_TOKENS,
     ChunkSizer,
     share_out,
 )
@@ -113,8 +112,8 @@ def test_a_fast_model_is_held_to_the_largest_chunk() -> None:
 
 def test_a_slow_model_still_moves() -> None:
     sizer = Model(1.0).run((0, 100, 0))
-    assert sizer.size(0, 0) == MIN_CHUNK_TOKENS
-    assert MIN_CHUNK_TOKENS <= sizer.size(1, 0) < MIN_CHUNK_TOKENS + PASS_TILE
+    assert sizer.size(0, 0) == PASS_TILE
+    assert sizer.size(1, 0) == PASS_TILE - 1
 
 
 def test_what_was_not_measured_teaches_nothing() -> None:
