@@ -31,7 +31,7 @@ ROUNDER = 12582912.0
 EXPONENT_BIAS, MANTISSA_BITS = 127, 23
 # With fewer numbers the many operations cost more than they save.
 LEAST_SWIGLU_SIZE = 8_192
-LEAST_SOFTMAX_SIZE = 49_152
+LEAST_SOFTMAX_SIZE = 24_576
 LEAST_ARGMAX_WIDTH = 8_192
 # Scores of attention that are computed together: a megabyte.
 SCORES_AT_ONCE = 1 << 18
