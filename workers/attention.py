@@ -54,6 +54,12 @@ class HeadRows:
     replaced by a subclass that drops the other rows from its output.
     """
 
+    @classmethod
+    def of(cls, model: Any) -> HeadRows:
+        """The one of this model, which is hooked once."""
+        hooked: HeadRows | None = getattr(getattr(model, "model", None), "head_rows", None)
+        return hooked or cls(model)
+
     def __init__(self, model: Any) -> None:
         self._rows: mx.array | None = None
         inner = getattr(model, "model", None)
@@ -68,7 +74,8 @@ class HeadRows:
             hidden = original.__call__(module, *args, **kwargs)
             return hidden if self._rows is None else hidden[self._rows]
 
-        inner.__class__ = type(original.__name__, (original,), {"__call__": call})
+        members = {"__call__": call, "head_rows": self}
+        inner.__class__ = type(original.__name__, (original,), members)
 
     def run(self, model: Any, inputs: mx.array, cache: Any, rows: mx.array | None) -> mx.array:
         """Run `model` on inputs [n, 1]; logits [len(rows), vocabulary], of all rows if None."""

@@ -77,11 +77,11 @@ class MlxLmStorage:
 
     def store(self, row: Row, start: int, blocks: Sequence[int]) -> None:
         """Not offered: `ModelInfo.cold_blocks` is 0 for these models."""
-        raise NotImplementedError
+        raise ValueError("the prefixes of this model cannot be reused")
 
     def load(self, row: Row, blocks: Sequence[int], tokens: int) -> None:
         """Not offered: `ModelInfo.cold_blocks` is 0 for these models."""
-        raise NotImplementedError
+        raise ValueError("the prefixes of this model cannot be reused")
 
 
 class RunningCache(Protocol):

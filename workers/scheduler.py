@@ -187,7 +187,9 @@ class Scheduler:
             logprobs = step.logprobs.get(position)
             reason = step.finish.get(position)
             finish = Finish(reason, sequence.cached_tokens) if reason else None
-            batch = columns.setdefault(sequence.detokenizer, Tokens([], [], [], {}, {}))
+            batch = columns.get(sequence.detokenizer)
+            if batch is None:
+                batch = columns[sequence.detokenizer] = Tokens([], [], [], {}, {})
             append(batch, sequence, token, finish, logprobs)
             if finish is not None:
                 self._finish(sequence, finish)

@@ -240,7 +240,7 @@ class SlabStorage:
         self._format = format
         self._budget_bytes = budget_bytes
         self._token_bytes = sum(shape.token_bytes(format) for shape in shapes)
-        self._head = HeadRows(model)
+        self._head = HeadRows.of(model)
         self._layers = [Layer(index, format) for index in range(len(shapes))]
         self._cold = ColdStore(shapes, format, cold_blocks)
         slot_bytes = LEAST_CAPACITY * self._token_bytes

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import random
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from mlxfleet.workers.scheduler_main import STATUS_S
-from tests.integration.fleet import Fleet
+from tests.integration.fleet import Fleet, wait_for
 
 VOCABULARY = range(1000, 40_000)
 COMMON, OWN = 500, 20
@@ -28,13 +26,17 @@ def texts(answers: list[dict[str, Any]]) -> list[str]:
     return [answer["choices"][0]["text"] for answer in answers]
 
 
-def reported(fleet: Fleet) -> tuple[float, float]:
-    """Prompt tokens computed and reused, when the node has reported since now."""
-    time.sleep(2 * STATUS_S)
-    return (
-        fleet.metric("mlxfleet_prefilled_tokens_total", node="node-0"),
-        fleet.metric("mlxfleet_prefix_cache_hit_tokens_total", node="node-0"),
-    )
+def wait_for_report(fleet: Fleet, *, computed: int, reused: int) -> None:
+    """The node says four times a second how many prompt tokens it has computed and reused."""
+
+    def reported() -> tuple[float, float]:
+        return (
+            fleet.metric("mlxfleet_prefilled_tokens_total", node="node-0"),
+            fleet.metric("mlxfleet_prefix_cache_hit_tokens_total", node="node-0"),
+        )
+
+    wait_for(lambda: reported()[1] >= reused, "the report", deadline_s=5)
+    assert reported() == (computed, reused)
 
 
 def test_a_common_prefix_is_computed_once(tiny_model: Path) -> None:
@@ -48,7 +50,7 @@ def test_a_common_prefix_is_computed_once(tiny_model: Path) -> None:
         cached = [answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in answers]
         assert sorted(cached) == [0] + [COMMON] * 15
         # A prompt's last token is its first decode input.
-        assert reported(fleet) == (COMMON + 16 * (OWN - 1), 15 * COMMON)
+        wait_for_report(fleet, computed=COMMON + 16 * (OWN - 1), reused=15 * COMMON)
 
 
 def test_a_conversation_is_computed_once(tiny_model: Path) -> None:
@@ -60,11 +62,10 @@ def test_a_conversation_is_computed_once(tiny_model: Path) -> None:
             {"prompt": history, "max_tokens": 40, "temperature": 0, "logprobs": 0},
         )[1]
         generated = first["usage"]["completion_tokens"]
-        before = reported(fleet)[0]
         again = complete(fleet, history, generated)
         assert again["usage"]["prompt_tokens_details"]["cached_tokens"] == 69
         assert texts([again]) == texts([first])
-        assert reported(fleet)[0] == before
+        wait_for_report(fleet, computed=69, reused=69)
 
 
 def test_many_lengths_together_equal_each_alone(tiny_model: Path) -> None:
