@@ -88,7 +88,7 @@ def wave(
     import mlx.core as mx
 
     from mlxfleet.common.messages import Sampling
-    from mlxfleet.workers.cpu_math import argmax
+    from mlxfleet.workers.cpu_head import argmax
     from mlxfleet.workers.row import Chunk, Row
     from mlxfleet.workers.sampling import SamplingRow
 
@@ -111,7 +111,7 @@ def wave(
     last = None
     for _ in range(options.max_tokens):
         result = storage.run(rows, inputs, [])
-        inputs = argmax(result.logits)
+        inputs = argmax(result.logits)[:concurrency]
         mx.async_eval([inputs, *result.arrays])  # type: ignore[no-untyped-call]
         if last is not None:
             last.tolist()

@@ -7,18 +7,19 @@ happen before a model is loaded.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import mlx.core as mx
 import mlx_lm.models.base
 from mlx.nn.layers.base import Module
 
 
-@runtime_checkable
-class AttendsItself(Protocol):
+class AttendsItself(ABC):
     """A cache object that holds keys and values in a layout of its own."""
 
+    @abstractmethod
     def attend(
         self, queries: mx.array, keys: mx.array, values: mx.array, scale: float, **options: Any
     ) -> mx.array:

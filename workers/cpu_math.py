@@ -8,6 +8,8 @@ Model files bind the latter when they are imported, so this has to happen before
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import mlx.core as mx
@@ -29,19 +31,34 @@ LEAST_EXPONENT, GREATEST_EXPONENT = -87.0, 88.0
 # Adding and subtracting it rounds to a whole number.
 ROUNDER = 12582912.0
 EXPONENT_BIAS, MANTISSA_BITS = 127, 23
-# With fewer numbers the many operations cost more than they save.
-LEAST_SWIGLU_SIZE = 8_192
-LEAST_SOFTMAX_SIZE = 24_576
-LEAST_ARGMAX_WIDTH = 8_192
+# With fewer numbers a compiled graph costs more than it saves.
+LEAST_SWIGLU_SIZE = 2_048
+LEAST_SOFTMAX_SIZE = 6_144
+# With more numbers the broadcasts in a compiled graph cost more than it saves.
+GREATEST_NORM_SIZE = 2_048
 # Scores of attention that are computed together: a megabyte.
 SCORES_AT_ONCE = 1 << 18
-# Divides the sizes of most vocabularies.
-ARGMAX_COLUMNS = 512
 
 
 def exp(x: mx.array) -> mx.array:
     """e to the power of float32 `x`, within 1e-7 of its value; clamped to what float32 holds, so
-    that no result is 0 or infinite."""
+    that no result is 0 or infinite.
+
+    Compiled for a few sizes, to which others are padded: a graph is kept for each.
+    """
+    size = compiled_size(x.size)
+    padded = mx.pad(x.reshape(-1), (0, size - x.size)) if size > x.size else x.reshape(-1)
+    return compiled_exp(padded)[: x.size].reshape(x.shape)
+
+
+def compiled_size(size: int) -> int:
+    """The next of eight sizes per power of two."""
+    step = 1 << max(size.bit_length() - 4, 0)
+    return -(-size // step) * step
+
+
+def exp_of(x: mx.array) -> mx.array:
+    """`exp` as MLX's operations."""
     x = mx.clip(x, LEAST_EXPONENT, GREATEST_EXPONENT)
     shifted = x * LOG2_E + ROUNDER
     whole = shifted - ROUNDER
@@ -56,11 +73,37 @@ def exp(x: mx.array) -> mx.array:
 
 def swiglu(gate: mx.array, x: mx.array) -> mx.array:
     """`silu(gate) * x`."""
-    if gate.size < LEAST_SWIGLU_SIZE or gate.dtype != mx.float32:
+    # Gates of a pass [n, 1, dim] have few shapes.
+    few_shapes = gate.ndim == 3 and gate.shape[1] == 1
+    if gate.size < LEAST_SWIGLU_SIZE or gate.dtype != mx.float32 or not few_shapes:
         product: mx.array = swiglu_of_mlx_lm(gate, x)
         return product
-    silu: mx.array = gate / (exp(-gate) + 1.0)
+    return compiled_swiglu(gate, x)
+
+
+def swiglu_of(gate: mx.array, x: mx.array) -> mx.array:
+    """`swiglu` as MLX's operations."""
+    silu: mx.array = gate / (exp_of(-gate) + 1.0)
     return silu * x
+
+
+def rms_norm(x: mx.array, weight: mx.array | None, eps: float, **others: Any) -> mx.array:
+    """`mx.fast.rms_norm`."""
+    small = x.size <= GREATEST_NORM_SIZE and x.ndim == 3 and x.shape[1] == 1
+    if not small or weight is None or x.dtype != mx.float32 or weight.dtype != mx.float32:
+        return rms_norm_of_mlx(x, weight, eps, **others)
+    return compiled_rms_norm(eps)(x, weight)
+
+
+@cache
+def compiled_rms_norm(eps: float) -> Callable[[mx.array, mx.array], mx.array]:
+    """Four operations, where MLX's build for CPUs has ten."""
+
+    def norm(x: mx.array, weight: mx.array) -> mx.array:
+        normal: mx.array = x * mx.rsqrt(mx.mean(x * x, axis=-1, keepdims=True) + eps)
+        return normal * weight
+
+    return mx.compile(norm)
 
 
 def attention(
@@ -105,19 +148,6 @@ def attend_at_once(
         weights = exp(scores - mx.max(scores, axis=-1, keepdims=True))
         output = (weights @ values) / mx.sum(weights, axis=-1, keepdims=True)
     return output.reshape(rows, heads, n, -1)
-
-
-def argmax(logits: mx.array) -> mx.array:
-    """Index of the largest number in each row [rows, n], in two steps: the maximum over strided
-    columns vectorizes, along a row it does not."""
-    rows, n = logits.shape
-    narrow = n % ARGMAX_COLUMNS or n < LEAST_ARGMAX_WIDTH
-    if not USED or narrow or logits.dtype != mx.float32:
-        return mx.argmax(logits, axis=-1)
-    grid = logits.reshape(rows, -1, ARGMAX_COLUMNS)
-    column = mx.argmax(mx.max(grid, axis=1), axis=-1)
-    candidates = mx.take_along_axis(grid, column[:, None, None], axis=2)[:, :, 0]
-    return mx.argmax(candidates, axis=-1) * ARGMAX_COLUMNS + column
 
 
 class Rope:
@@ -201,11 +231,15 @@ class Rope:
         return self._turns[key]
 
 
+compiled_exp = mx.compile(exp_of)
+compiled_swiglu = mx.compile(swiglu_of)
 swiglu_of_mlx_lm = mlx_lm.models.activations.swiglu
 rope_of_mlx = mx.fast.rope
+rms_norm_of_mlx = mx.fast.rms_norm
 rope = Rope()
 
 USED = not mx.metal.is_available()
 if USED:
     mlx_lm.models.activations.swiglu = swiglu
     mx.fast.rope = rope  # type: ignore[assignment]
+    mx.fast.rms_norm = rms_norm  # type: ignore[assignment]

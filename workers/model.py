@@ -16,6 +16,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlxfleet.common.config import WorkerOptions, WorkerProcess
 from mlxfleet.common.errors import ModelError
 from mlxfleet.common.messages import ModelInfo
+from mlxfleet.workers import cpu_head
 from mlxfleet.workers.kv_cost import measure
 from mlxfleet.workers.kv_storage import KVStorage, create_storage, slab_layout
 from mlxfleet.workers.memory import (
@@ -131,6 +132,7 @@ def read_model(folder: Path, options: WorkerOptions) -> tuple[Any, dict[str, Any
         raise ModelError(f"mlx-lm cannot load {folder}: {error}") from error
     if options.quantize is not None:
         quantize(model, config, bits=int(options.quantize.removeprefix("q")))
+    cpu_head.head.adapt(model)
     return model, config
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxfleet.common.messages import Sampling, TokenLogprobs
-from mlxfleet.workers.cpu_math import argmax
+from mlxfleet.workers.cpu_head import argmax
 from mlxfleet.workers.drawing import Filters, column, draw
 from mlxfleet.workers.randomness import row_key
 
@@ -84,22 +84,29 @@ class Sampler:
         if self._penalties is not None:
             self._penalties = self._penalties.keep(rows)
 
-    def __call__(self, logits: mx.array) -> Sampled:
-        """Choose a token for each row of `logits` [rows, vocabulary]."""
+    def __call__(self, padded: mx.array) -> Sampled:
+        """Choose a token for each row of `padded` [rows or more, vocabulary], whose further rows
+        mean nothing."""
         if self._changed:
             self._build()
-        raw = logits
-        if self._penalties is not None:
-            logits = self._penalties.apply(logits)
-        if self._bias is not None:
-            rows, ids, values = self._bias
-            logits = logits.at[rows, ids].add(values.astype(logits.dtype))
-        tokens = self._choose(logits)
+        raw = padded[: len(self._rows)]
+        logits = self._adjusted(raw)
+        # Whole, logits that were not adjusted are in one piece, which argmax is fastest with.
+        tokens = self._choose(logits, padded if logits is raw else logits)
         if self._penalties is not None:
             self._penalties.observe(tokens)
         for row in self._rows:
             row.position += 1
         return self._with_logprobs(raw, tokens)
+
+    def _adjusted(self, logits: mx.array) -> mx.array:
+        """With penalties and biases, if there are any."""
+        if self._penalties is not None:
+            logits = self._penalties.apply(logits)
+        if self._bias is not None:
+            rows, ids, values = self._bias
+            logits = logits.at[rows, ids].add(values.astype(logits.dtype))
+        return logits
 
     def _build(self) -> None:
         """Gather the parameters of all rows into arrays."""
@@ -126,10 +133,11 @@ class Sampler:
             rows, ids, values = zip(*entries, strict=True)
             self._bias = (mx.array(rows), mx.array(ids), mx.array(values, dtype=mx.float32))
 
-    def _choose(self, logits: mx.array) -> mx.array:
-        """Argmax for greedy rows, a draw for the others: token ids [rows]."""
+    def _choose(self, logits: mx.array, padded: mx.array) -> mx.array:
+        """Argmax for greedy rows, a draw for the others: token ids [rows]. `padded` begins with
+        the rows of `logits`."""
         if self._drawn_rows is None:
-            return argmax(logits)
+            return argmax(padded)[: len(self._rows)]
         everything = len(self._drawn) == len(self._rows)
         some = logits if everything else logits[self._drawn_rows]
         numbers = [
@@ -139,7 +147,7 @@ class Sampler:
         drawn = draw(some.astype(mx.float32) / self._temperature, self._filters, keys)
         if everything:
             return drawn
-        tokens = argmax(logits)
+        tokens = argmax(padded)[: len(self._rows)]
         tokens[self._drawn_rows] = drawn
         return tokens
 

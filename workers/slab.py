@@ -18,15 +18,16 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxfleet.common.kv_sizes import BLOCK_TOKENS, LEAST_CAPACITY, PASS_TILE, capacity_for
+from mlxfleet.common.kv_sizes import BLOCK_TOKENS, LEAST_CAPACITY, capacity_for
 from mlxfleet.workers import cpu_math
-from mlxfleet.workers.attention import HeadRows
+from mlxfleet.workers.attention import AttendsItself, HeadRows
 from mlxfleet.workers.cold_store import ColdStore
 from mlxfleet.workers.kv_format import Format, LayerShape, Planes, additive, chunk_mask
 from mlxfleet.workers.row import Chunk, Pass, Row
 
-# Matrix products of one or two rows are a case of their own, and not padded.
-ROW_TILE = PASS_TILE if cpu_math.USED else 1
+# OpenBLAS takes longer for 12 rows of a matrix than for 16, but not longer for 8. Products of one or
+# two rows are a case of their own, and not padded.
+ROW_TILE = 8 if cpu_math.USED else 1
 FEW_ROWS = 2
 GROWTH = 1.5
 # Of the budget, for slots of the smallest slab that exist before there are rows.
@@ -136,7 +137,7 @@ class ChunkPart:
     mask: mx.array | str | None
 
 
-class Layer:
+class Layer(AttendsItself):
     """What a layer of the model takes for its cache. One per layer, the same in every pass."""
 
     def __init__(self, index: int, format: Format) -> None:
@@ -309,7 +310,8 @@ class SlabStorage:
         return Pass(logits, self._all_arrays(), self._marker(chunk_parts))
 
     def _logits(self, inputs: mx.array | None, tokens: mx.array) -> mx.array | None:
-        """Run the model on the decoding rows' inputs and further tokens; logits of the rows."""
+        """Run the model on the decoding rows' inputs and further tokens; logits of the rows, and
+        of some more if that is faster."""
         if inputs is None:
             self._head.run(self._model, tokens, self._layers, None)
             return None
@@ -320,8 +322,7 @@ class SlabStorage:
         if rows > FEW_ROWS:
             rows += -rows % ROW_TILE
         head_rows = mx.arange(rows) if rows < both.size else None
-        logits = self._head.run(self._model, both, self._layers, head_rows)
-        return logits[: inputs.size]
+        return self._head.run(self._model, both, self._layers, head_rows)
 
     def attended_by_every_layer(self) -> bool:
         """Whether each layer has attended exactly once since the storage was made."""
