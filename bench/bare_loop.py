@@ -56,7 +56,6 @@ def run(options: Options) -> None:
     """Measure in this process, which has the worker's environment."""
     # Only the MLX worker imports mlx; this stands in for it.
     from mlxfleet.common.config import WorkerOptions, WorkerProcess
-    from mlxfleet.workers.blas_threads import leave_a_core_to_others
     from mlxfleet.workers.model import load_model
 
     told = WorkerProcess(
@@ -65,11 +64,9 @@ def run(options: Options) -> None:
         scheduler_address="",
         max_running=max(options.concurrency),
         max_chunk_tokens=PASS_TOKENS,
-        options=WorkerOptions(prefix_cache_gb=0.0),
+        options=WorkerOptions(prefix_cache_gb=0.0, blas_threads=options.blas_threads),
     )
     storage, info = load_model(told)
-    if options.blas_threads is None:
-        leave_a_core_to_others(storage)
     console = Console(highlight=False)
     for concurrency in options.concurrency:
         rng = random.Random(concurrency)

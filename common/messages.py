@@ -69,11 +69,19 @@ class Finish(Struct, frozen=True):
     cached_tokens: int = 0
 
 
+class PassTime(Struct, frozen=True, array_like=True):
+    """How long a pass of so many decoding rows and tokens of a fresh prompt takes."""
+
+    rows: int
+    tokens: int
+    seconds: float
+
+
 class ModelInfo(Struct, frozen=True, kw_only=True):
     """What a loaded model can do and costs. Bytes of KV cache for n tokens are
     `fixed_bytes + n * bytes_per_token + sum(min(n, window) * bytes for window, bytes in windowed)`,
     where n is rounded up to a slot of a slab if the model runs `in_slabs`. `cold_blocks` is the
-    size of the cold store, 0 if prefixes cannot be reused.
+    size of the cold store, 0 if prefixes cannot be reused; `passes` were measured at load.
     """
 
     vocab_size: int
@@ -86,6 +94,7 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     weights_bytes: int
     in_slabs: bool = False
     cold_blocks: int = 0
+    passes: list[PassTime] = []
 
     def kv_bytes(self, tokens: int) -> int:
         """Bytes of KV cache that `tokens` positions of one sequence occupy."""

@@ -5,14 +5,9 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import time
 
-import mlx.core as mx
-
-from mlxfleet.common.messages import Sampling
 from mlxfleet.workers.kv_storage import KVStorage
-from mlxfleet.workers.row import Row
-from mlxfleet.workers.sampling import SamplingRow
+from mlxfleet.workers.pass_times import pass_seconds
 
 log = logging.getLogger(__name__)
 
@@ -29,22 +24,7 @@ def leave_a_core_to_others(storage: KVStorage) -> None:
         set_threads = ctypes.CDLL(None).openblas_set_num_threads
     except AttributeError:
         return
-    seconds = shortest_pass(storage)
+    seconds = pass_seconds(storage, rows=1, tokens=0, repeats=PASSES)
     if cores > 1 and seconds < SHORT_PASS_S:
         set_threads(cores - 1)
         log.info("a pass takes %.1f ms: %d BLAS threads", seconds * 1e3, cores - 1)
-
-
-def shortest_pass(storage: KVStorage) -> float:
-    """Seconds of the fastest of a few decode passes of one row."""
-    row = Row("", [0], SamplingRow(Sampling(seed=0, max_tokens=1), [0], 0))
-    storage.add(row)
-    inputs = mx.array(row.token_ids, dtype=mx.uint32)
-    times = []
-    for _ in range(PASSES):
-        began = time.perf_counter()
-        result = storage.run([row], inputs, [])
-        mx.eval(result.logits, result.arrays)
-        times.append(time.perf_counter() - began)
-    storage.reset()
-    return min(times)

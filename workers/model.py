@@ -12,11 +12,13 @@ import mlx_lm.utils
 from mlx.nn.layers.quantized import quantize as quantize_modules
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
+from msgspec import structs
 
 from mlxfleet.common.config import WorkerOptions, WorkerProcess
 from mlxfleet.common.errors import ModelError
 from mlxfleet.common.messages import ModelInfo
 from mlxfleet.workers import cpu_head
+from mlxfleet.workers.blas_threads import leave_a_core_to_others
 from mlxfleet.workers.kv_cost import measure
 from mlxfleet.workers.kv_storage import KVStorage, create_storage, slab_layout
 from mlxfleet.workers.memory import (
@@ -26,6 +28,7 @@ from mlxfleet.workers.memory import (
     plan_memory,
     set_memory_limits,
 )
+from mlxfleet.workers.pass_times import measure_passes
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +57,8 @@ CAUSES = (
 
 
 def load_model(told: WorkerProcess) -> tuple[KVStorage, ModelInfo]:
-    """Load a model folder, plan its memory, set MLX's limits. ModelError if any of it fails."""
+    """Load a model folder, plan its memory, set MLX's limits, time a few passes. ModelError if any
+    of it fails."""
     folder, options = told.model_dir, told.options
     model, config = read_model(folder, options)
     parameters: Any = tree_flatten(model.parameters())
@@ -121,7 +125,12 @@ def load_model(told: WorkerProcess) -> tuple[KVStorage, ModelInfo]:
         cold_blocks=info.cold_blocks,
         expected_rows=told.max_running,
     )
-    return storage, info
+    if options.blas_threads is None:
+        leave_a_core_to_others(storage)
+    passes = measure_passes(
+        storage, max_rows=told.max_running, max_tokens=min(told.max_chunk_tokens, context - 1)
+    )
+    return storage, structs.replace(info, passes=passes)
 
 
 def read_model(folder: Path, options: WorkerOptions) -> tuple[Any, dict[str, Any]]:

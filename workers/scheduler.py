@@ -30,7 +30,9 @@ from mlxfleet.workers.chunking import ChunkSizer, share_out
 from mlxfleet.workers.prefix_tree import Lease, Match, PrefixTree, Write
 from mlxfleet.workers.sequence import Sequence, State
 
-PASSES_AHEAD = 2
+# One that runs, one that is launched, and one for the worker to launch before it can have an answer
+# to its report on the first.
+PASSES_AHEAD = 3
 MAX_FINISHED_KEPT = 4096
 # A running sequence has memory for this many tokens more than it has; it asks for more when half
 # of that is used up, while the worker is a few tokens ahead of what the scheduler knows.
@@ -143,6 +145,13 @@ class Scheduler:
         """
         self._model = model
         self._tree = PrefixTree(model.cold_blocks)
+        for measured in model.passes:
+            self._sizer.observe(
+                rows=measured.rows,
+                tokens=measured.tokens,
+                pairs=measured.tokens**2 / 2,
+                seconds=measured.seconds,
+            )
         self._commands.clear()
         self._passes_ahead.clear()
         self.kv_used_bytes = 0

@@ -18,18 +18,19 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxfleet.common.kv_sizes import BLOCK_TOKENS, LEAST_CAPACITY, capacity_for
+from mlxfleet.common.kv_sizes import BLOCK_TOKENS, LEAST_CAPACITY, PASS_TILE, capacity_for
 from mlxfleet.workers import cpu_math
 from mlxfleet.workers.attention import AttendsItself, HeadRows
 from mlxfleet.workers.cold_store import ColdStore
 from mlxfleet.workers.kv_format import Format, LayerShape, Planes, additive, chunk_mask
 from mlxfleet.workers.row import Chunk, Pass, Row
 
-# OpenBLAS takes longer for 12 rows of a matrix than for 16, but not longer for 8. Products of one or
-# two rows are a case of their own, and not padded.
-ROW_TILE = 8 if cpu_math.USED else 1
+# Matrix products of one or two rows are a case of their own, and not padded.
+ROW_TILE = PASS_TILE if cpu_math.USED else 1
 FEW_ROWS = 2
 GROWTH = 1.5
+# Free slots between rows, as a share of the rows, that are cheaper to compute than to fill.
+HOLES = 0.25
 # Of the budget, for slots of the smallest slab that exist before there are rows.
 FIRST_SHARE = 0.1
 
@@ -55,10 +56,16 @@ class Slab:
         self.dtype = shapes[0].dtype
         self.layers: list[Planes] = [shape.empty(format, 0, capacity) for shape in shapes]
 
+    @property
+    def full(self) -> bool:
+        """Whether no slot is free."""
+        return len(self.places) == self.slots and None not in self.places
+
     def add(self, place: Place) -> None:
-        """Give a place a slot here; the slot has to exist."""
-        place.slab, place.slot = self, len(self.places)
-        self.places.append(place)
+        """Give a place the first free slot here; there has to be one."""
+        free = self.places.index(None) if None in self.places else len(self.places)
+        place.slab, place.slot = self, free
+        self.places[free : free + 1] = [place]
 
     def resize(self, slots: int) -> None:
         """Have this many slots, at least as many as are used."""
@@ -79,10 +86,13 @@ class Slab:
         """Everything stored."""
         return [plane for planes in self.layers for plane in planes]
 
-    def compact(self) -> None:
-        """Move rows from the end into freed slots."""
+    def compact(self, *, leave: float = 0.0) -> None:
+        """Move rows from the end into freed slots. Does nothing if there are no more of these than
+        the share `leave` of the rows: the next rows will fill them."""
+        while self.places and self.places[-1] is None:
+            self.places.pop()
         live = [place for place in self.places if place is not None]
-        if len(live) == len(self.places):
+        if len(self.places) - len(live) <= leave * len(live):
             return
         holes = (slot for slot in range(len(live)) if self.places[slot] is None)
         for place in live:
@@ -103,9 +113,14 @@ class Slab:
     def _copy(self, source: Slab, slot: int, to: int, length: int) -> None:
         if length == 0:
             return
-        for mine, theirs in zip(self.layers, source.layers, strict=True):
-            for i, plane in enumerate(theirs):
-                mine[i][to : to + 1, :, :length] = plane[slot : slot + 1, :, :length]
+        row = [
+            [plane[slot : slot + 1, :, :length] + 0 for plane in planes] for planes in source.layers
+        ]
+        # A slice that is still to be read would have all of its array copied when that is written.
+        mx.eval(row)
+        for mine, theirs in zip(self.layers, row, strict=True):
+            for plane, part in zip(mine, theirs, strict=True):
+                plane[to : to + 1, :, :length] = part
 
 
 @dataclass(frozen=True)
@@ -291,7 +306,7 @@ class SlabStorage:
         for row in decoding:
             self._make_room(row, 1)
         for slab in self._slabs.values():
-            slab.compact()
+            slab.compact(leave=HOLES)
         # Chunks before decoding: a prompt's last token decodes in the pass of its last chunk.
         chunk_parts, positions = self._chunk_parts(chunks, first=len(decoding))
         decode_parts, order, decode_positions = self._decode_parts(decoding, len(positions))
@@ -385,10 +400,9 @@ class SlabStorage:
 
     def _make_slot(self, slab: Slab) -> None:
         """Have room for one more row."""
-        slab.compact()
-        used = len(slab.places)
-        if used < slab.slots:
+        if not slab.full:
             return
+        used = slab.slots
         slots = max(used + 1, int(used * GROWTH))
         more_bytes = (slots - slab.slots) * slab.capacity * self._token_bytes
         if self.allocated_bytes + more_bytes > self._budget_bytes:

@@ -29,7 +29,6 @@ from mlxfleet.common.messages import (
     WorkerToScheduler,
 )
 from mlxfleet.common.process import bootstrap, fail, report
-from mlxfleet.workers.blas_threads import leave_a_core_to_others
 from mlxfleet.workers.engine import Engine
 from mlxfleet.workers.model import load_model
 
@@ -50,8 +49,6 @@ class Worker:
         """Load the model, then connect: a worker that presents itself can generate."""
         signal.signal(signal.SIGTERM, self._on_terminate)
         storage, self._model = load_model(self._told)
-        if self._told.options.blas_threads is None:
-            leave_a_core_to_others(storage)
         self._engine = Engine(
             storage, vocab_size=self._model.vocab_size, eos_ids=frozenset(self._model.eos_ids)
         )
