@@ -21,7 +21,14 @@ class AttendsItself(ABC):
 
     @abstractmethod
     def attend(
-        self, queries: mx.array, keys: mx.array, values: mx.array, scale: float, **options: Any
+        self,
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        scale: float,
+        *,
+        mask: mx.array | str | None,
+        sinks: mx.array | None,
     ) -> mx.array:
         """Attention output; `keys` and `values` are what `update_and_fetch` returned."""
 

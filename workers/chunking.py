@@ -12,7 +12,7 @@ INERTIA = 0.01
 TINY = 1e-12
 FEATURES = 4
 FIRST_CHUNK_TOKENS = 32
-MIN_CHUNK_TOKENS = 8
+MIN_CHUNK_TOKENS = 4
 DECODE_STEPS_PER_GAP = 1.5
 IDLE_BUDGETS = 3.0
 # Of the budget, so that passes that take a little longer than expected stay inside.

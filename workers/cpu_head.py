@@ -71,12 +71,10 @@ class Head:
 
 def is_narrow_head(module: Any) -> bool:
     """Whether a layer is as tall as a vocabulary, narrow and in full precision."""
-    vocabulary, width = module.weight.shape
-    return (
-        module.weight.dtype == mx.float32
-        and vocabulary >= LEAST_VOCABULARY
-        and width <= GREATEST_WIDTH
-    )
+    weight: mx.array = module.weight
+    vocabulary, width = weight.shape
+    shaped = vocabulary >= LEAST_VOCABULARY and width <= GREATEST_WIDTH
+    return shaped and weight.dtype == mx.float32
 
 
 head = Head()

@@ -242,4 +242,4 @@ USED = not mx.metal.is_available()
 if USED:
     mlx_lm.models.activations.swiglu = swiglu
     mx.fast.rope = rope  # type: ignore[assignment]
-    mx.fast.rms_norm = rms_norm  # type: ignore[assignment]
+    mx.fast.rms_norm = rms_norm

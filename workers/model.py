@@ -69,6 +69,7 @@ def load_model(told: WorkerProcess) -> tuple[KVStorage, ModelInfo]:
         mx.eval(logits, [layer.state for layer in cache])
     except CAUSES as error:
         raise ModelError(f"{folder.name} does not run on this machine: {error}") from error
+    cpu_head.head.adapt(model)
     layout = slab_layout(model, cache, options.kv_bits)
     fixed, per_token, windowed = measure(cache)
     if layout is not None:
@@ -141,7 +142,6 @@ def read_model(folder: Path, options: WorkerOptions) -> tuple[Any, dict[str, Any
         raise ModelError(f"mlx-lm cannot load {folder}: {error}") from error
     if options.quantize is not None:
         quantize(model, config, bits=int(options.quantize.removeprefix("q")))
-    cpu_head.head.adapt(model)
     return model, config
 
 

@@ -1,5 +1,5 @@
-"""How long passes take, measured when a model has been loaded: what the scheduler knows of its costs
-before it has seen one."""
+"""How long passes take, measured when a model has been loaded: what the scheduler knows of their
+costs before it has seen one."""
 
 from __future__ import annotations
 

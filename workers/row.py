@@ -37,8 +37,8 @@ class Chunk:
 @dataclass(frozen=True)
 class Pass:
     """One forward pass, perhaps not computed yet: `logits` [decoding rows or more, vocabulary],
-    whose further rows mean nothing, None if no row decodes; `arrays` to evaluate besides; `marker`, if there is one, is known when the
-    pass's chunks are done."""
+    whose further rows mean nothing, None if no row decodes; `arrays` to evaluate besides; `marker`,
+    if there is one, is known when the pass's chunks are done."""
 
     logits: mx.array | None
     arrays: list[mx.array]

@@ -14,16 +14,17 @@ from hypothesis import strategies as st
 
 from mlxfleet.workers import cpu_math
 from mlxfleet.workers.cpu_math import (
-    ARGMAX_COLUMNS,
-    LEAST_ARGMAX_WIDTH,
     LEAST_SOFTMAX_SIZE,
     LEAST_SWIGLU_SIZE,
     Rope,
-    argmax,
     attention,
+    compiled_size,
     exp,
+    rms_norm,
+    rms_norm_of_mlx,
     rope_of_mlx,
     swiglu,
+    swiglu_of,
 )
 from mlxfleet.workers.kv_format import additive
 
@@ -57,6 +58,25 @@ def test_exp_of_any_number(numbers: list[float]) -> None:
     assert relative_error(np.array(numbers, dtype=np.float32)) < 2e-7
 
 
+@quick
+@given(st.integers(1, 1 << 20))
+def test_exp_is_compiled_for_few_sizes(size: int) -> None:
+    compiled = compiled_size(size)
+    assert size <= compiled <= size * 1.125 + 1
+    assert compiled_size(compiled) == compiled
+
+
+def test_a_power_of_two_has_eight_sizes() -> None:
+    assert len({compiled_size(size) for size in range(4097, 8193)}) == 8
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 7), (2, 3, 5, 11), (1023,), (1025,)])
+def test_exp_keeps_the_shape(shape: tuple[int, ...]) -> None:
+    x = normal(*shape)
+    assert exp(x).shape == x.shape
+    assert mx.allclose(exp(x), mx.exp(x), rtol=1e-6)
+
+
 def test_exp_of_0_is_1() -> None:
     assert exp(mx.array([0.0, -0.0])).tolist() == [1, 1]
 
@@ -77,68 +97,60 @@ def test_exp_of_infinities_is_finite_and_not_0() -> None:
 
 @pytest.mark.parametrize("columns", [8, LEAST_SWIGLU_SIZE, 3 * LEAST_SWIGLU_SIZE + 1])
 def test_swiglu_is_silu_times_x(columns: int) -> None:
-    gate, x = 4 * normal(2, columns), normal(2, columns, seed=1)
+    gate, x = 4 * normal(2, 1, columns), normal(2, 1, columns, seed=1)
     expected = nn.silu(gate) * x
     assert mx.allclose(swiglu(gate, x), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_swiglu_of_large_gates_is_x_times_them_or_0() -> None:
     gate = mx.concatenate([mx.full((LEAST_SWIGLU_SIZE,), 500.0), mx.full((8,), -500.0)])
-    result = floats(swiglu(gate, mx.full(gate.shape, 2.0)))
+    gate = gate[None, None]
+    result = floats(swiglu(gate, mx.full(gate.shape, 2.0)))[0, 0]
     assert np.allclose(result[:LEAST_SWIGLU_SIZE], 1000)
     assert np.allclose(result[LEAST_SWIGLU_SIZE:], 0, atol=1e-30)
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
 def test_swiglu_keeps_other_number_formats(dtype: mx.Dtype) -> None:
-    gate, x = normal(LEAST_SWIGLU_SIZE).astype(dtype), normal(LEAST_SWIGLU_SIZE).astype(dtype)
+    gate = normal(1, 1, LEAST_SWIGLU_SIZE).astype(dtype)
+    x = normal(1, 1, LEAST_SWIGLU_SIZE, seed=1).astype(dtype)
     assert swiglu(gate, x).dtype == dtype
     assert mx.allclose(swiglu(gate, x), nn.silu(gate) * x, rtol=0.02, atol=0.02)
 
 
-# --- argmax -------------------------------------------------------------------------------------
+def test_swiglu_is_compiled_for_passes_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[tuple[int, ...]] = []
+
+    def spy(gate: mx.array, x: mx.array) -> mx.array:
+        compiled.append(gate.shape)
+        return swiglu_of(gate, x)
+
+    monkeypatch.setattr(cpu_math, "compiled_swiglu", spy)
+    for shape in [(8, 1, LEAST_SWIGLU_SIZE), (1, 8, LEAST_SWIGLU_SIZE), (8, 1, 4)]:
+        swiglu(normal(*shape), normal(*shape))
+    assert compiled == [(8, 1, LEAST_SWIGLU_SIZE)]
 
 
-@pytest.mark.parametrize("rows", [1, 2, 33])
-@pytest.mark.parametrize("n", [1, 120, 512, 32_000, 32_768, 49_152, 50_257, 151_936])
-def test_argmax_is_the_index_of_the_maximum(rows: int, n: int) -> None:
-    logits = normal(rows, n, seed=n + rows)
-    assert argmax(logits).tolist() == floats(logits).argmax(-1).tolist()
+# --- norm ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("place", [0, 1, 511, 512, 513, 40_000, 40_959])
-def test_argmax_finds_a_maximum_anywhere(place: int) -> None:
-    logits = mx.zeros((2, 40_960))
-    logits[1, place] = 1e-6
-    logits[0, 17] = 1e-6
-    assert argmax(logits).tolist() == [17, place]
+@pytest.mark.parametrize("shape", [(1, 1, 64), (8, 1, 64), (1, 1, 7), (64, 1, 576), (2, 3, 64)])
+def test_rms_norm_is_that_of_mlx(shape: tuple[int, ...]) -> None:
+    x, weight = 3 * normal(*shape), normal(shape[-1], seed=1)
+    assert mx.allclose(rms_norm(x, weight, 1e-5), rms_norm_of_mlx(x, weight, 1e-5), atol=1e-5)
+    assert mx.allclose(rms_norm(x, None, 1e-5), rms_norm_of_mlx(x, None, 1e-5), atol=1e-5)
 
 
-def test_argmax_of_equals_is_one_of_them() -> None:
-    logits = mx.full((1, 4 * LEAST_ARGMAX_WIDTH), -1.0)
-    equals = [700, 3 * ARGMAX_COLUMNS + 5, 20_000]
-    logits[:, mx.array(equals)] = 2.0
-    assert argmax(logits).item() in equals
+def test_rms_norm_keeps_small_numbers_apart_by_its_epsilon() -> None:
+    x, weight = mx.full((1, 1, 8), 1e-3), mx.ones(8)
+    for eps in (1e-5, 1e-6):
+        assert mx.allclose(rms_norm(x, weight, eps), rms_norm_of_mlx(x, weight, eps), rtol=1e-5)
 
 
-def test_argmax_of_infinities() -> None:
-    logits = mx.full((3, 4 * LEAST_ARGMAX_WIDTH), -mx.inf)
-    logits[0, 600] = -1e30
-    logits[1, 900] = mx.inf
-    assert argmax(logits).tolist()[:2] == [600, 900]
-    assert 0 <= argmax(logits).tolist()[2] < 4 * LEAST_ARGMAX_WIDTH
-
-
-@quick
-@given(
-    rows=st.integers(1, 5),
-    groups=st.integers(1, 130),
-    more=st.sampled_from([0, 1, 511]),
-    seed=st.integers(0, 2**32 - 1),
-)
-def test_argmax_of_any_size(rows: int, groups: int, more: int, seed: int) -> None:
-    logits = normal(rows, groups * ARGMAX_COLUMNS + more, seed=seed)
-    assert argmax(logits).tolist() == floats(logits).argmax(-1).tolist()
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_rms_norm_keeps_other_number_formats(dtype: mx.Dtype) -> None:
+    x, weight = normal(2, 1, 64).astype(dtype), normal(64, seed=1).astype(dtype)
+    assert rms_norm(x, weight, 1e-5).dtype == dtype
 
 
 # --- attention ----------------------------------------------------------------------------------
