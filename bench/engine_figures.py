@@ -57,6 +57,8 @@ def parts(options: Options) -> dict[str, list[str]]:
         "stall": [*stall, *tiny, *rounds],
         "model-stall": [*stall, *model, *rounds, *long, "--budgets", "50"],
         "prefix": [*peers, *model, *rounds, *shared, "--concurrency", "4", "--max-tokens", "32"],
+        "long-row": ["mlxfleet.bench.long_row", *tiny],
+        "flat-memory": ["mlxfleet.bench.flat_memory", *tiny],
     }
 
 
