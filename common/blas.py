@@ -35,7 +35,7 @@ def find_openblas() -> Path | None:
 
 
 def worker_environment(threads: int | None) -> dict[str, str]:
-    """What to add to the worker's environment; `threads` None is one per core."""
+    """What to add to a worker's environment; `threads` None is one per core."""
     if not sys.platform.startswith("linux"):
         return {}
     library = find_openblas()

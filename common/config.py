@@ -122,6 +122,10 @@ class FleetOptions:
     detokenizers: Positive = 1
     """Detokenizer processes."""
 
+    nodes: Positive = 1
+    """Compute nodes, each with the model. More than one only without Metal: two processes on one
+    Metal device have caused kernel panics."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RouterProcess:
@@ -178,6 +182,8 @@ class WorkerProcess:
     max_running: int
     max_chunk_tokens: int
     options: WorkerOptions
+    machine_share: float = 1.0
+    """Of the machine's memory and cores, where `options` does not say how much to take."""
 
 
 T = TypeVar("T")

@@ -20,6 +20,7 @@ from mlxfleet.common.config import (
     WorkerOptions,
     WorkerProcess,
 )
+from mlxfleet.common.errors import ConfigError
 from mlxfleet.common.preflight import API_KEY_ENV
 from mlxfleet.common.supervisor import ProcessSpec
 
@@ -40,6 +41,8 @@ class Launch:
         """Check every option; ConfigError names the wrong one."""
         for part in (self.router, self.fleet, self.scheduler, self.worker):
             config.validated(part)
+        if self.fleet.nodes > 1 and sys.platform == "darwin":
+            raise ConfigError("--nodes: a Mac has one Metal device, so it can be one node only")
         return self
 
 
@@ -79,25 +82,42 @@ def make_specs(
             trust_remote_code=trust,
         )
         specs.append(process_spec(runtime, "mlxfleet.detokenizer_proc", detokenizer))
+    for i in range(options.fleet.nodes):
+        specs += node_specs(options, runtime, model_dir, i, router.node_address)
+    return specs
+
+
+def node_specs(
+    options: Launch, runtime: Path, model_dir: Path, index: int, router_address: str
+) -> list[ProcessSpec]:
+    """A compute node: its scheduler and its worker."""
+    share = 1 / options.fleet.nodes
     scheduler = SchedulerProcess(
-        name="scheduler-0",
-        node="node-0",
-        router_address=router.node_address,
-        worker_address=address("worker-0"),
+        name=f"scheduler-{index}",
+        node=f"node-{index}",
+        router_address=router_address,
+        worker_address=f"ipc://{runtime}/worker-{index}.sock",
         options=options.scheduler,
     )
-    specs.append(process_spec(runtime, "mlxfleet.workers.scheduler_main", scheduler))
     worker = WorkerProcess(
-        name="worker-0",
+        name=f"worker-{index}",
         model_dir=model_dir,
         scheduler_address=scheduler.worker_address,
         max_running=options.scheduler.max_running,
         max_chunk_tokens=options.scheduler.max_chunk_tokens,
         options=options.worker,
+        machine_share=share,
     )
-    blas = worker_environment(options.worker.blas_threads)
-    specs.append(process_spec(runtime, "mlxfleet.workers.worker_main", worker, environment=blas))
-    return specs
+    threads = options.worker.blas_threads or max(1, int((os.cpu_count() or 1) * share))
+    return [
+        process_spec(runtime, "mlxfleet.workers.scheduler_main", scheduler),
+        process_spec(
+            runtime,
+            "mlxfleet.workers.worker_main",
+            worker,
+            environment=worker_environment(threads),
+        ),
+    ]
 
 
 def process_spec(

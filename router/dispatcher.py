@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 import time
@@ -36,6 +37,9 @@ PROMPT_TAIL_TOKENS = 8
 # Fewer than the deaths in a row at which the parent gives up the fleet.
 MAX_DETOKENIZER_DEATHS = 4
 RETRY_AFTER_S = 1
+# More nodes than that are not lost under one request by accident.
+MAX_MOVES = 3
+WATCH_S = 0.1
 
 
 class Dispatcher:
@@ -112,6 +116,44 @@ class Dispatcher:
             self.nodes.send(sequence.node, Release(sequence.rid))
             self.detokenizers.send(sequence.detokenizer, CloseStream(sequence.rid))
 
+    async def watch_nodes(self) -> None:
+        """Move sequences away from nodes that cannot go on; runs until it is cancelled."""
+        while True:
+            self.move_stranded(time.monotonic())
+            await asyncio.sleep(WATCH_S)
+
+    def move_stranded(self, now: float) -> None:
+        """Continue every sequence whose node is lost on another. Without another it waits, as long
+        as a request may wait for a node. `now` is time.monotonic()."""
+        ready = [status.name for status in self.nodes.ready()]
+        for sequence in list(self._sequences.values()):
+            if sequence.ended:
+                continue
+            if sequence.node in ready:
+                sequence.stranded_since = None
+            elif ready:
+                self._move(sequence, min(ready, key=self._load))
+            elif sequence.stranded_since is None:
+                sequence.stranded_since = now
+            elif now - sequence.stranded_since > self._node_wait_s:
+                why = "the request's node is lost, and there is no other"
+                sequence.fail(UnavailableError(why, retry_after_s=RETRY_AFTER_S))
+
+    def _move(self, sequence: Sequence, node: str) -> None:
+        """Continue on another node: prompt and tokens so far, with the same random numbers."""
+        sequence.moves += 1
+        if sequence.moves > MAX_MOVES:
+            why = f"{sequence.moves} nodes were lost under this request"
+            sequence.fail(GenerationError(why))
+            return
+        log.warning("%s goes on on %s, because %s is lost", sequence.rid, node, sequence.node)
+        self._metrics.failovers.inc()
+        # It may only be stuck, and go on later.
+        self.nodes.send(sequence.node, Release(sequence.rid))
+        sequence.node = node
+        sequence.stranded_since = None
+        self._generate(sequence)
+
     def _load(self, node: str) -> int:
         return sum(s.node == node and not s.ended for s in self._sequences.values())
 
@@ -168,9 +210,9 @@ class Dispatcher:
         if sequence is not None and not sequence.ended:
             self._recover(sequence)
 
-    def _on_rejected(self, message: Rejected) -> None:
+    def _on_rejected(self, node: str, message: Rejected) -> None:
         sequence = self._sequences.get(message.rid)
-        if sequence is None or sequence.ended:
+        if sequence is None or sequence.ended or sequence.node != node:
             return
         if message.code == "unknown":
             # The node restarted between our messages; it continues from what we have.

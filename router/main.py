@@ -58,6 +58,7 @@ class RouterService(Service):
             metrics=metrics,
             can_generate=self._can_generate,
         )
+        self._watching = asyncio.create_task(self._dispatcher.watch_nodes())
         await self._listen(options.host, options.port, options.max_body_mb * 1_000_000)
 
     async def drain(self) -> None:
@@ -69,6 +70,7 @@ class RouterService(Service):
     async def shutdown(self) -> None:
         """Close the HTTP server, then the links."""
         await self._runner.cleanup()
+        self._watching.cancel()
         for channel in (
             self._tokenizers.pool.channel,
             self._dispatcher.nodes.pool.channel,

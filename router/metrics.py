@@ -66,6 +66,11 @@ class Metrics:
             "Sequences resumed after a process behind them restarted or lost messages.",
             registry=self.registry,
         )
+        self.failovers = Counter(
+            "mlxfleet_failovers",
+            "Sequences that went on on another node because theirs was lost.",
+            registry=self.registry,
+        )
         self.in_flight = Gauge(
             "mlxfleet_sequences_in_flight", "Sequences in the router.", registry=self.registry
         )

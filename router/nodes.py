@@ -16,7 +16,8 @@ from mlxfleet.router.pool import Greeting, Pool
 class Nodes:
     """Knows each node's last report and sends requests to them.
 
-    `on_rejected` takes a node's refusals; `on_fresh` the name of a node that has restarted.
+    `on_rejected` takes a node's name and its refusal; `on_fresh` the name of a node that has
+    restarted.
     `detokenizers` gives the addresses that nodes send tokens to.
     """
 
@@ -27,7 +28,7 @@ class Nodes:
         session: str,
         *,
         detokenizers: Callable[[], dict[str, str]],
-        on_rejected: Callable[[Rejected], None],
+        on_rejected: Callable[[str, Rejected], None],
         on_fresh: Callable[[str], None],
     ) -> None:
         self.pool = Pool(channels.server(context, NodeToRouter, address), session)
@@ -68,7 +69,8 @@ class Nodes:
             case NodeStatus():
                 self._on_status(sender, message)
             case Rejected():
-                self._on_rejected(message)
+                if (node := self.pool.name_of(sender)) is not None:
+                    self._on_rejected(node, message)
 
     def _on_status(self, sender: bytes, status: NodeStatus) -> None:
         greeting = self.pool.greet(sender, status, self._detokenizers())

@@ -55,6 +55,10 @@ class Pool:
         self.channel.send(Welcome(self._session, detokenizers or {}), to=sender)
         return Greeting.FRESH if fresh else Greeting.KNOWN
 
+    def name_of(self, identity: bytes) -> str | None:
+        """Who sent a message; None if it is not, or no longer, one of them."""
+        return next((p.name for p in self.peers.values() if p.identity == identity), None)
+
     def send(self, name: str, message: Any) -> bool:
         """Send to a process by name; False if it is unknown or gone."""
         peer = self.peers.get(name)

@@ -27,7 +27,9 @@ class Sequence:
     """A sequence in flight.
 
     `wakeup` is shared by all sequences of one HTTP request. `output_ids` and `chars` are what has
-    arrived, whether the client has read it or not; `pending` is what it has not.
+    arrived, whether the client has read it or not; `pending` is what it has not. `moves` counts the
+    nodes that were lost under it; `stranded_since` is when its node was last seen to be lost with
+    no other to go to (time.monotonic).
     """
 
     rid: str
@@ -43,6 +45,8 @@ class Sequence:
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
     detokenizer_deaths: int = 0
+    moves: int = 0
+    stranded_since: float | None = None
     error: RequestError | None = None
     started: float = field(default_factory=time.perf_counter)
     last_token: float | None = None

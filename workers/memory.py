@@ -96,14 +96,14 @@ def block_bytes(bytes_per_token: int) -> int:
     return BLOCK_TOKENS * bytes_per_token
 
 
-def memory_limit_bytes(options: WorkerOptions) -> int:
-    """Bytes that the worker may take."""
+def memory_limit_bytes(options: WorkerOptions, machine_share: float = 1.0) -> int:
+    """Bytes that the worker may take: what is asked for, or its share of what the machine has."""
     if options.memory_gb is not None:
         return int(options.memory_gb * 1e9)
     if mx.metal.is_available():
         # Metal only, not yet run on hardware.
         return int(mx.device_info()["max_recommended_working_set_size"])
-    return int(psutil.virtual_memory().total * MEMORY_SHARE)
+    return int(psutil.virtual_memory().total * MEMORY_SHARE * machine_share)
 
 
 def set_memory_limits(limit_bytes: int, activation_bytes: int) -> None:

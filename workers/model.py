@@ -76,7 +76,7 @@ def load_model(told: WorkerProcess) -> tuple[KVStorage, ModelInfo]:
         shapes, format = layout
         per_token = sum(shape.token_bytes(format) for shape in shapes)
     context = context_length(config, options)
-    limit_bytes = memory_limit_bytes(options)
+    limit_bytes = memory_limit_bytes(options, told.machine_share)
     # Chunks never are longer than the context.
     activation_bytes = measure_activations(
         create_storage(model, layout, budget_bytes=0, cold_blocks=0),

@@ -100,6 +100,7 @@ def test_defaults_are_within_their_limits(kind: Any) -> None:
         (WorkerOptions(memory_gb=-1.0), "--memory-gb"),
         (WorkerOptions(max_context=0), "--max-context"),
         (FleetOptions(tokenizers=0), "--tokenizers"),
+        (FleetOptions(nodes=0), "--nodes"),
     ],
 )
 def test_a_value_beyond_its_limit_names_the_flag(options: object, flag: str) -> None:

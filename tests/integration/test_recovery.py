@@ -2,61 +2,19 @@
 
 from __future__ import annotations
 
-import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 
 import pytest
 
 from tests.integration.fleet import Fleet, wait_for
-
-MODEL = "tiny"
-STREAMS = 8
-MAX_TOKENS = 150
-KILL_AFTER_CHUNKS = 20
-
-
-@dataclass
-class Stream:
-    """One stream's text so far."""
-
-    options: dict[str, object]
-    text: str = ""
-    chunks: int = 0
-    finish_reason: str | None = None
-    completion_tokens: int = 0
-    done: threading.Event = field(default_factory=threading.Event)
-
-    def run(self, fleet: Fleet) -> None:
-        try:
-            for chunk in fleet.client().completions.create(
-                model=MODEL, stream=True, stream_options={"include_usage": True}, **self.options
-            ):
-                if chunk.choices:
-                    self.text += chunk.choices[0].text
-                    self.finish_reason = chunk.choices[0].finish_reason
-                    self.chunks += 1
-                if chunk.usage:
-                    self.completion_tokens = chunk.usage.completion_tokens
-        finally:
-            self.done.set()
-
-
-def make_streams() -> list[Stream]:
-    """Half of them greedy, half seeded, of different prompt lengths."""
-    return [
-        Stream(
-            {
-                "prompt": "once upon a time " * (1 + 7 * i),
-                "max_tokens": MAX_TOKENS,
-                "temperature": 0.0 if i % 2 else 0.9,
-                "seed": i,
-                "extra_body": {"ignore_eos": True},
-            }
-        )
-        for i in range(STREAMS)
-    ]
-
+from tests.integration.streams import (
+    KILL_AFTER_CHUNKS,
+    MAX_TOKENS,
+    MODEL,
+    STREAMS,
+    Stream,
+    make_streams,
+)
 
 @pytest.fixture(scope="module")
 def undisturbed(tiny_fleet: Fleet) -> list[Stream]:

@@ -45,7 +45,7 @@ from mlxfleet.common.messages import (
     TokenTextLogprobs,
     Welcome,
 )
-from mlxfleet.router.dispatcher import PROMPT_TAIL_TOKENS, Dispatcher
+from mlxfleet.router.dispatcher import MAX_MOVES, PROMPT_TAIL_TOKENS, Dispatcher
 from mlxfleet.router.metrics import Metrics
 from mlxfleet.router.sequences import Delta, Sequence
 
@@ -697,6 +697,122 @@ def test_heartbeats_recover_nothing() -> None:
         await bench.settle()
         assert bench.detokenizer.work == bench.node.work == []
         assert bench.recoveries == 0
+
+    run(test)
+
+
+# --- lost nodes -----------------------------------------------------------------------------------
+
+
+def failovers(bench: Bench) -> float:
+    return value(bench.metrics.registry, "mlxfleet_failovers_total")
+
+
+def test_a_sequence_goes_on_on_another_node_with_the_tokens_so_far() -> None:
+    async def test(bench: Bench) -> None:
+        sequence = await bench.start_one(text="abc")
+        other = await bench.add_node("n1")
+        await bench.node.greet(can_generate=False)
+        bench.dispatcher.move_stranded(0.0)
+        await until(lambda: other.work and bench.node.work, "the move")
+        assert other.work == [generation([0, 1, 2])]
+        assert bench.node.work == [Release("a")]
+        assert bench.detokenizer.work == []
+        assert (sequence.node, failovers(bench)) == ("n1", 1)
+
+    run(test)
+
+
+def test_nothing_moves_while_its_node_can_generate() -> None:
+    async def test(bench: Bench) -> None:
+        sequence = await bench.start_one()
+        other = await bench.add_node("n1")
+        bench.dispatcher.move_stranded(0.0)
+        await other.greet()
+        assert (sequence.node, other.work, failovers(bench)) == ("n0", [], 0)
+
+    run(test)
+
+
+def test_what_has_ended_does_not_move() -> None:
+    async def test(bench: Bench) -> None:
+        await bench.start_one()
+        bench.detokenizer.text("a", 0, [1], 0, "x", finish="stop")
+        await bench.detokenizer.greet()
+        other = await bench.add_node("n1")
+        await bench.node.greet(can_generate=False)
+        bench.dispatcher.move_stranded(0.0)
+        await other.greet()
+        assert other.work == []
+
+    run(test)
+
+
+def test_sequences_of_a_lost_node_are_spread() -> None:
+    async def test(bench: Bench) -> None:
+        sequences = await bench.start("a", "b", "c", "d")
+        await bench.add_node("n1")
+        await bench.add_node("n2")
+        await bench.node.greet(can_generate=False)
+        bench.dispatcher.move_stranded(0.0)
+        assert sorted(sequence.node for sequence in sequences) == ["n1", "n1", "n2", "n2"]
+
+    run(test)
+
+
+def test_without_another_node_a_sequence_waits_and_then_fails() -> None:
+    async def test(bench: Bench) -> None:
+        sequence = await bench.start_one()
+        await bench.node.greet(can_generate=False)
+        bench.dispatcher.move_stranded(100.0)
+        bench.dispatcher.move_stranded(107.0)
+        assert not sequence.ended
+        bench.dispatcher.move_stranded(107.1 + 1)
+        assert isinstance(sequence.error, UnavailableError)
+
+    run(test, node_wait_s=8.0)
+
+
+def test_a_node_that_is_back_in_time_keeps_its_sequences() -> None:
+    async def test(bench: Bench) -> None:
+        sequence = await bench.start_one()
+        await bench.node.greet(can_generate=False)
+        bench.dispatcher.move_stranded(100.0)
+        await bench.node.greet()
+        bench.dispatcher.move_stranded(200.0)
+        await bench.node.greet(can_generate=False)
+        bench.dispatcher.move_stranded(300.0)
+        assert (sequence.node, sequence.error) == ("n0", None)
+
+    run(test, node_wait_s=8.0)
+
+
+def test_a_sequence_under_which_nodes_are_lost_again_and_again_is_given_up() -> None:
+    async def test(bench: Bench) -> None:
+        sequence = await bench.start_one()
+        nodes = {"n0": bench.node, "n1": await bench.add_node("n1")}
+        for _ in range(MAX_MOVES):
+            lost = sequence.node
+            await nodes[lost].greet(can_generate=False)
+            bench.dispatcher.move_stranded(0.0)
+            assert sequence.node != lost
+            await nodes[lost].greet()
+        await nodes[sequence.node].greet(can_generate=False)
+        bench.dispatcher.move_stranded(0.0)
+        assert isinstance(sequence.error, GenerationError)
+
+    run(test)
+
+
+def test_what_a_former_node_refuses_changes_nothing() -> None:
+    async def test(bench: Bench) -> None:
+        sequence = await bench.start_one()
+        await bench.add_node("n1")
+        await bench.node.greet(can_generate=False)
+        bench.dispatcher.move_stranded(0.0)
+        bench.node.reject("a", "failed")
+        await bench.node.greet()
+        assert (sequence.node, sequence.error) == ("n1", None)
 
     run(test)
 

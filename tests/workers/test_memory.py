@@ -106,6 +106,9 @@ def test_the_table_counts_no_tokens_where_they_cost_nothing() -> None:
 
 def test_the_limit_is_what_the_options_say_or_a_part_of_the_machine() -> None:
     assert memory_limit_bytes(WorkerOptions(memory_gb=1.5)) == 1.5 * GB
+    assert memory_limit_bytes(WorkerOptions(memory_gb=1.5), 0.5) == 1.5 * GB
+    whole = memory_limit_bytes(WorkerOptions())
+    assert memory_limit_bytes(WorkerOptions(), 0.25) == pytest.approx(whole / 4, rel=0.01)
     assert memory_limit_bytes(WorkerOptions()) > 0
 
 

@@ -1,0 +1,56 @@
+"""What processes a fleet has."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlxfleet.common import config
+from mlxfleet.common.config import (
+    FleetOptions,
+    RouterOptions,
+    SchedulerOptions,
+    SchedulerProcess,
+    WorkerOptions,
+    WorkerProcess,
+)
+from mlxfleet.common.errors import ConfigError
+from mlxfleet.common.fleet_specs import Launch, make_specs
+
+
+def launch(**fleet: int) -> Launch:
+    return Launch(
+        model=None,
+        router=RouterOptions(),
+        fleet=FleetOptions(**fleet),
+        scheduler=SchedulerOptions(),
+        worker=WorkerOptions(),
+    )
+
+
+def test_every_node_is_a_scheduler_and_its_worker(tmp_path: Path) -> None:
+    specs = make_specs(launch(nodes=3), tmp_path, Path("model"), "model", ())
+    names = [spec.name for spec in specs if spec.name.startswith(("scheduler", "worker"))]
+    assert names == [f"{kind}-{i}" for i in range(3) for kind in ("scheduler", "worker")]
+    for i in range(3):
+        scheduler = config.load(SchedulerProcess, tmp_path / f"scheduler-{i}.json")
+        worker = config.load(WorkerProcess, tmp_path / f"worker-{i}.json")
+        assert scheduler.node == f"node-{i}"
+        assert scheduler.worker_address == worker.scheduler_address
+        assert worker.machine_share == pytest.approx(1 / 3)
+
+
+def test_nodes_have_addresses_of_their_own(tmp_path: Path) -> None:
+    make_specs(launch(nodes=2), tmp_path, Path("model"), "model", ())
+    orders = [config.load(SchedulerProcess, tmp_path / f"scheduler-{i}.json") for i in range(2)]
+    assert orders[0].worker_address != orders[1].worker_address
+    assert orders[0].router_address == orders[1].router_address
+
+
+def test_a_mac_is_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert launch().validated() == launch()
+    with pytest.raises(ConfigError, match="--nodes"):
+        launch(nodes=2).validated()
