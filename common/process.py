@@ -10,6 +10,7 @@ from __future__ import annotations
 import abc
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -75,7 +76,7 @@ def run_service(process_type: type[T], make: Callable[[T], Service]) -> None:
             service.stopping.set()
 
         loop.add_signal_handler(signal.SIGTERM, on_terminate)
-        report("ready")
+        report_ready()
         await service.main_loop()
         drain = asyncio.ensure_future(service.drain())
         forced = asyncio.ensure_future(drained.wait())
@@ -127,6 +128,14 @@ def report(news: str) -> None:
     descriptor = os.environ.get(STATUS_FD_ENV)
     if descriptor is not None:
         os.write(int(descriptor), (news.replace("\n", " ") + "\n").encode())
+
+
+def report_ready() -> None:
+    """Tell the parent that this process can work. What was made until now stays to the end, so the
+    garbage collector need not look at it again."""
+    gc.collect()
+    gc.freeze()
+    report("ready")
 
 
 def fail(error: MlxfleetError) -> None:

@@ -54,6 +54,7 @@ class Slab:
         self._shapes = shapes
         self._format = format
         self.dtype = shapes[0].dtype
+        self.kv_heads = {shape.kv_heads for shape in shapes}
         self.layers: list[Planes] = [shape.empty(format, 0, capacity) for shape in shapes]
 
     @property
@@ -123,16 +124,21 @@ class Slab:
                 plane[to : to + 1, :, :length] = part
 
 
+Targets = tuple[mx.array, mx.array, mx.array]
+"""Slots, KV heads and positions, each [rows, KV heads]: as plain indices they would be made anew for
+every layer, in nine operations."""
+
+
 @dataclass(frozen=True)
 class DecodePart:
     """The decoding rows of one slab in a pass. `rows` are their positions in the flat batch, None
-    if they are all of it, in slot order; `row_of_slot` [top] likewise for each of the first `top`
-    slots, any row for slots that do not decode. `only` is slot and position if there is one row."""
+    if they are all of it, in slot order; `targets` is where they write, by KV heads of the layer;
+    `row_of_slot` [top] is like `rows` for each of the first `top` slots, any row for slots that do
+    not decode. `only` is slot and position if there is one row."""
 
     slab: Slab
     rows: mx.array | None
-    slots: mx.array
-    positions: mx.array
+    targets: dict[int, Targets]
     row_of_slot: mx.array | None
     top: int
     length: int
@@ -191,7 +197,7 @@ class Layer(AttendsItself):
                     slot, position = part.only
                     planes[i][slot : slot + 1, :, position : position + 1] = mine
                 else:
-                    planes[i][part.slots, :, part.positions] = mine[:, :, 0]
+                    planes[i][part.targets[mine.shape[1]]] = mine[:, :, 0]
         for chunk in self._chunks:
             planes = chunk.slab.layers[self._index]
             stop = chunk.start + chunk.last - chunk.first
@@ -483,11 +489,20 @@ def decode_part(
     return DecodePart(
         slab=slab,
         rows=None if in_order else mx.array(list(rows)),
-        slots=mx.array(slots),
-        positions=mx.array(positions),
+        targets={heads: targets_of(slots, positions, heads) for heads in slab.kv_heads},
         row_of_slot=None if in_order else mx.array(row_of_slot),
         top=top,
         length=length,
         mask=mask,
         only=(slots[0], positions[0]) if len(rows) == 1 else None,
+    )
+
+
+def targets_of(slots: Sequence[int], positions: Sequence[int], heads: int) -> Targets:
+    """Where rows with these slots and positions write."""
+    shape = (len(slots), heads)
+    return (
+        mx.broadcast_to(mx.array(slots)[:, None], shape),
+        mx.broadcast_to(mx.arange(heads), shape),
+        mx.broadcast_to(mx.array(positions)[:, None], shape),
     )

@@ -28,7 +28,7 @@ from mlxfleet.common.messages import (
     WorkerStatus,
     WorkerToScheduler,
 )
-from mlxfleet.common.process import bootstrap, fail, report
+from mlxfleet.common.process import bootstrap, fail, report_ready
 from mlxfleet.workers.engine import Engine
 from mlxfleet.workers.model import load_model
 
@@ -120,7 +120,7 @@ def main() -> None:
         worker.startup()
     except MlxfleetError as error:
         fail(error)
-    report("ready")
+    report_ready()
     worker.main_loop()
     worker.shutdown()
     sys.exit(ExitCode.OK)
