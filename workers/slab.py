@@ -125,7 +125,7 @@ class Slab:
 
 
 Targets = tuple[mx.array, mx.array, mx.array]
-"""Slots, KV heads and positions, each [rows, KV heads]: as plain indices they would be made anew for
+"""Slots, KV heads and positions, each [rows, KV heads]: as plain indices they would be made anew in
 every layer, in nine operations."""
 
 
@@ -498,7 +498,7 @@ def decode_part(
     )
 
 
-def targets_of(slots: Sequence[int], positions: Sequence[int], heads: int) -> Targets:
+def targets_of(slots: list[int], positions: list[int], heads: int) -> Targets:
     """Where rows with these slots and positions write."""
     shape = (len(slots), heads)
     return (

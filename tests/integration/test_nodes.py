@@ -1,4 +1,4 @@
-"""Several nodes behind one router: one is lost in the middle of streams, and they go on on another."""
+"""Several nodes behind one router: one is lost under streams, and they go on on another."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from tests.integration.streams import (
     make_streams,
 )
 
+
 @pytest.fixture(scope="module")
 def undisturbed(tiny_fleet: Fleet) -> list[Stream]:
     streams = make_streams()
