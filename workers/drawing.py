@@ -131,7 +131,13 @@ def below_nucleus(weights: mx.array, top_p: mx.array) -> mx.array:
 
 
 def mass_above(weights: mx.array, border: mx.array) -> mx.array:
-    """Sum [rows, 1] of the weights [rows, a multiple of COLUMNS] above a border [rows, 1]."""
-    grid = keep(weights, weights > border).reshape(weights.shape[0], -1, COLUMNS)
+    """Sum [rows, 1] of the weights [rows, a multiple of COLUMNS] above a border [rows, 1].
+
+    Numbers that are not negative are in the order of their bits, so that the difference of these
+    has the sign of the comparison; masking with it is faster than a product with a truth value.
+    """
+    bits, border_bits = mx.view(weights, mx.int32), mx.view(border, mx.int32)
+    kept = mx.view(bits & ((border_bits - bits) >> 31), mx.float32)
+    grid = kept.reshape(weights.shape[0], -1, COLUMNS)
     # Sums over columns vectorize.
     return mx.sum(mx.sum(grid, axis=1), axis=-1, keepdims=True)

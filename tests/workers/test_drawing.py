@@ -289,3 +289,12 @@ def test_a_draw_depends_on_the_key_and_not_on_the_row() -> None:
     backwards = mx.broadcast_to(mx.array(logits), (40, 1100))
     again = draw(backwards, filters_of(40), keys_of(40)[::-1])
     assert again.tolist() == tokens[::-1]
+
+
+@pytest.mark.parametrize("border", [0.0, 1e-38, 1e-10, 0.25, 0.5, 1.0])
+def test_the_mass_above_a_border_is_that_of_the_larger_weights(border: float) -> None:
+    numbers = np.concatenate([np.geomspace(1e-38, 1, 1020), [0.0, 0.25, 0.5, 1.0]])
+    weights = np.random.default_rng(0).permutation(numbers).astype(np.float32)[None]
+    expected = weights[weights > np.float32(border)].sum(dtype=np.float64)
+    found = mass_above(mx.array(weights), mx.array([[border]], dtype=mx.float32))
+    assert found.item() == pytest.approx(expected, rel=1e-6)
