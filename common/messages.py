@@ -354,10 +354,12 @@ class Admit(Struct, tag="admit", frozen=True, kw_only=True):
 
 
 class Prefill(Struct, tag="prefill", frozen=True):
-    """Run the next `tokens[i]` prompt tokens of `rids[i]`, all in one pass."""
+    """Run the next `tokens[i]` prompt tokens of `rids[i]`, all in one pass; then let `rests` passes
+    have none, as long as rows decode."""
 
     rids: list[str]
     tokens: list[Count]
+    rests: Count = 0
 
     def __post_init__(self) -> None:
         check_columns(self.rids, self.tokens)

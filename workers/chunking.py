@@ -10,19 +10,22 @@ from mlxfleet.common.kv_sizes import PASS_TILE
 FORGETTING = 0.95
 INERTIA = 0.01
 TINY = 1e-12
-FEATURES = 4
+FEATURES = 5
 FIRST_CHUNK_TOKENS = 32
 MIN_CHUNK_TOKENS = 4
 DECODE_STEPS_PER_GAP = 1.5
 IDLE_BUDGETS = 3.0
 # Of the budget, so that passes that take a little longer than expected stay inside.
 MARGIN = 0.9
+# After a pass with prompt tokens so many without may follow, taking at most this share of its time.
+MAX_RESTS = 2
+REST_SHARE = 0.15
 
 
 class PassCost:
     """Seconds of a pass = fixed, in which all weights are read, + per row that decodes, whose next
-    token has to be chosen, + per prompt token, + per pair of a prompt token and a token before it,
-    which attention compares.
+    token has to be chosen, + once if there are prompt tokens, + for each of these, + per pair of a
+    prompt token and a token before it, which attention compares.
 
     Least squares over the passes that ran, old ones fading, drawn a little towards what was known:
     passes of one size do not tell the parts apart.
@@ -33,11 +36,12 @@ class PassCost:
         self._products = [[0.0] * FEATURES for _ in range(FEATURES)]
         self._seconds = [0.0] * FEATURES
         self.known = False
-        self.fixed_s = self.per_row_s = self.per_token_s = self.per_pair_s = 0.0
+        self.fixed_s = self.per_row_s = 0.0
+        self.prompt_s = self.per_token_s = self.per_pair_s = 0.0
 
     def observe(self, rows: int, tokens: int, pairs: float, seconds: float) -> None:
         """Learn from a pass."""
-        features = (1.0, float(rows), float(tokens), pairs)
+        features = (1.0, float(rows), float(tokens > 0), float(tokens), pairs)
         for i, one in enumerate(features):
             self._seconds[i] = FORGETTING * self._seconds[i] + one * seconds
             for j, other in enumerate(features):
@@ -47,15 +51,31 @@ class PassCost:
             self.per_row_s = self.per_token_s = seconds / (rows + tokens)
             self.known = True
             return
-        before = (self.fixed_s, self.per_row_s, self.per_token_s, self.per_pair_s)
+        before = (
+            self.fixed_s,
+            self.per_row_s,
+            self.prompt_s,
+            self.per_token_s,
+            self.per_pair_s,
+        )
         left = [list(products) for products in self._products]
         right = list(self._seconds)
         for i in range(FEATURES):
             pull = INERTIA * left[i][i] + TINY
             left[i][i] += pull
             right[i] += pull * before[i]
-        solved = (max(part, 0.0) for part in solve(left, right))
-        self.fixed_s, self.per_row_s, self.per_token_s, self.per_pair_s = solved
+        solved = [max(part, 0.0) for part in solve(left, right)]
+        self.fixed_s, self.per_row_s, self.prompt_s, self.per_token_s, self.per_pair_s = solved
+
+    def decode_s(self, rows: int) -> float:
+        """Seconds of a pass without prompt tokens."""
+        return self.fixed_s + rows * self.per_row_s
+
+    def pass_s(self, rows: int, tokens: int, start: int) -> float:
+        """Seconds of a pass with prompt tokens from position `start` on."""
+        pairs = tokens * (start + tokens / 2)
+        prompt_s = self.prompt_s + tokens * self.per_token_s + pairs * self.per_pair_s
+        return self.decode_s(rows) + prompt_s
 
     def tokens_in(self, seconds: float, start: int) -> float:
         """How many prompt tokens from position `start` on a pass can run in so long, beside the
@@ -110,14 +130,24 @@ class ChunkSizer:
         if not cost.known:
             return min(FIRST_CHUNK_TOKENS, self._max_tokens)
         if rows == 0:
-            left_s = IDLE_BUDGETS * self._budget_s - cost.fixed_s
+            budget_s = IDLE_BUDGETS * self._budget_s
         else:
-            decode_s = cost.fixed_s + rows * cost.per_row_s
-            left_s = max(MARGIN * self._budget_s, DECODE_STEPS_PER_GAP * decode_s) - decode_s
+            budget_s = max(MARGIN * self._budget_s, DECODE_STEPS_PER_GAP * cost.decode_s(rows))
+        left_s = budget_s - cost.decode_s(rows) - cost.prompt_s
         flat = rows + int(min(cost.tokens_in(left_s, start), self._max_tokens))
         # A matrix product of part of a tile takes as long as that of a whole one.
         flat = max(flat - flat % PASS_TILE, -(-(rows + MIN_CHUNK_TOKENS) // PASS_TILE) * PASS_TILE)
         return min(flat - rows, self._max_tokens)
+
+    def rests(self, rows: int, tokens: int, start: int) -> int:
+        """How many passes without prompt tokens should follow one with so many. Where they are
+        cheap beside it, streams run several times as fast for a prompt that takes a little longer.
+        """
+        decode_s = self.cost.decode_s(rows)
+        if rows == 0 or decode_s <= 0:
+            return 0
+        pass_s = self.cost.pass_s(rows, tokens, start)
+        return min(MAX_RESTS, int(REST_SHARE * pass_s / decode_s))
 
 
 def share_out(room: int, wanted: Sequence[int]) -> list[int]:

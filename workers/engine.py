@@ -64,6 +64,7 @@ class Engine:
         self._storage.reset()
         self._rows: dict[str, Row] = {}
         self._prefills: deque[Prefilling] = deque()
+        self._rests = 0
         self._joining: list[Row] = []
         self._running: list[Row] = []
         self._sampler = Sampler()
@@ -115,9 +116,13 @@ class Engine:
 
     def _next_chunks(self) -> tuple[list[Chunk], list[tuple[str, int]]]:
         """The prefill of the next pass, and the report on it."""
+        if self._rests and any(not row.done for row in self._running):
+            self._rests -= 1
+            return [], []
         if not self._prefills:
             return [], []
         prefilling = self._prefills.popleft()
+        self._rests = prefilling.message.rests
         chunks: dict[Row, Chunk] = {}
         report = []
         columns = zip(

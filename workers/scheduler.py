@@ -356,7 +356,7 @@ class Scheduler:
             rows += rows > 0
             size = self._sizer.size(rows, wanting[0].prefill_sent)
             shares = share_out(size, [s.prefill_tokens - s.prefill_sent for s in wanting])
-            prefill = Prefill([], [])
+            prefill = Prefill([], [], self._sizer.rests(rows, size, wanting[0].prefill_sent))
             for sequence, tokens in zip(wanting, shares, strict=True):
                 if tokens > 0:
                     prefill.rids.append(sequence.row)
