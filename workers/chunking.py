@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from mlxfleet.common.kv_sizes import PASS_TILE
+from mlxfleet.common.kv_sizes import CHUNK_TILE
 
 FORGETTING = 0.95
 INERTIA = 0.01
@@ -136,7 +136,8 @@ class ChunkSizer:
         left_s = budget_s - cost.decode_s(rows) - cost.prompt_s
         flat = rows + int(min(cost.tokens_in(left_s, start), self._max_tokens))
         # A matrix product of part of a tile takes as long as that of a whole one.
-        flat = max(flat - flat % PASS_TILE, -(-(rows + MIN_CHUNK_TOKENS) // PASS_TILE) * PASS_TILE)
+        least = -(-(rows + MIN_CHUNK_TOKENS) // CHUNK_TILE) * CHUNK_TILE
+        flat = max(flat - flat % CHUNK_TILE, least)
         return min(flat - rows, self._max_tokens)
 
     def rests(self, rows: int, tokens: int, start: int) -> int:

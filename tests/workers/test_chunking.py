@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxfleet.common.kv_sizes import PASS_TILE
+from mlxfleet.common.kv_sizes import CHUNK_TILE
 from mlxfleet.workers.chunking import (
     DECODE_STEPS_PER_GAP,
     FIRST_CHUNK_TOKENS,
@@ -48,7 +48,7 @@ class Model:
         """A pass fills the budget, but for what is lost to whole tiles and to fitting."""
         size = self.sizer.size(rows, start)
         assert self.seconds(rows, size, start) <= 1.02 * budget_s
-        assert self.seconds(rows, size + 2 * PASS_TILE, start) > budget_s
+        assert self.seconds(rows, size + 2 * CHUNK_TILE, start) > budget_s
 
 
 def pairs(tokens: int, start: int) -> float:
@@ -63,7 +63,7 @@ def test_the_first_chunk_is_small() -> None:
 
 def test_one_pass_is_taken_as_a_rate() -> None:
     sizer = Model(0.0005, fixed_s=0.01).run((0, 100, 0))
-    assert 1 + sizer.size(1, 0) == int(MARGIN * BUDGET_S / 0.0006) // PASS_TILE * PASS_TILE
+    assert 1 + sizer.size(1, 0) == int(MARGIN * BUDGET_S / 0.0006) // CHUNK_TILE * CHUNK_TILE
 
 
 @pytest.mark.parametrize("rows", [1, 4, 20])
@@ -76,7 +76,7 @@ def test_rows_and_chunk_fill_one_budget(rows: int, start: int) -> None:
 
 def test_rows_and_chunk_fill_whole_tiles() -> None:
     sizer = Model(0.0003, fixed_s=0.01).run(*SIZES)
-    assert [(rows + sizer.size(rows, 0)) % PASS_TILE for rows in range(1, 40)] == [0] * 39
+    assert [(rows + sizer.size(rows, 0)) % CHUNK_TILE for rows in range(1, 40)] == [0] * 39
 
 
 def test_where_a_decode_step_is_slow_the_gap_is_one_and_a_half_of_it() -> None:
@@ -107,13 +107,13 @@ def test_passes_of_one_size_do_not_unlearn_the_fixed_cost() -> None:
 def test_a_fast_model_is_held_to_the_largest_chunk() -> None:
     sizer = Model(1e-9).run((0, 100, 0))
     assert sizer.size(0, 0) == 512
-    assert 512 - PASS_TILE < sizer.size(1, 0) <= 512
+    assert 512 - CHUNK_TILE < sizer.size(1, 0) <= 512
 
 
 def test_a_slow_model_still_moves() -> None:
     sizer = Model(1.0).run((0, 100, 0))
-    assert sizer.size(0, 0) == PASS_TILE
-    assert sizer.size(1, 0) == PASS_TILE - 1
+    assert sizer.size(0, 0) == CHUNK_TILE
+    assert sizer.size(1, 0) == CHUNK_TILE - 1
 
 
 def test_what_was_not_measured_teaches_nothing() -> None:
