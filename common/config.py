@@ -40,11 +40,21 @@ class RouterOptions:
     api_key_file: Path | None = None
     """File with accepted API keys, one a line. MLXFLEET_API_KEY in the environment adds one."""
 
+    admin_key_file: Path | None = None
+    """File with the key for /admin and /fleet, which any API key opens otherwise.
+    MLXFLEET_ADMIN_KEY in the environment does the same."""
+
     allow_no_auth: bool = False
     """Listen on a non-loopback address without any API key."""
 
     max_requests: Positive = 1024
     """Sequences in the router at once, in any state; more are answered 429."""
+
+    max_requests_per_key: Positive | None = None
+    """Sequences that one API key may have in the router at once; more are answered 429."""
+
+    queue_wait_s: Seconds = 120.0
+    """How long a request waits for a place on a node before it is answered 429."""
 
     max_body_mb: Positive = 16
     """Largest request body, in MB."""
@@ -128,12 +138,20 @@ class FleetOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Keys:
+    """Secrets that clients present: any of `api` for the API, `admin` for operators' paths."""
+
+    api: tuple[str, ...] = ()
+    admin: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class RouterProcess:
     """All that a router process is told. Addresses are ZeroMQ endpoints that it binds."""
 
     name: str
     model_name: str
-    api_keys: tuple[str, ...]
+    keys: Keys
     tokenizer_address: str
     detokenizer_address: str
     node_address: str

@@ -12,6 +12,7 @@ from mlxfleet.common.blas import worker_environment
 from mlxfleet.common.config import (
     DetokenizerProcess,
     FleetOptions,
+    Keys,
     RouterOptions,
     RouterProcess,
     SchedulerOptions,
@@ -21,7 +22,7 @@ from mlxfleet.common.config import (
     WorkerProcess,
 )
 from mlxfleet.common.errors import ConfigError
-from mlxfleet.common.preflight import API_KEY_ENV
+from mlxfleet.common.preflight import SECRETS_ENV
 from mlxfleet.common.supervisor import ProcessSpec
 
 Process = RouterProcess | TokenizerProcess | DetokenizerProcess | SchedulerProcess | WorkerProcess
@@ -47,7 +48,7 @@ class Launch:
 
 
 def make_specs(
-    options: Launch, runtime: Path, model_dir: Path, model_name: str, keys: tuple[str, ...]
+    options: Launch, runtime: Path, model_dir: Path, model_name: str, keys: Keys
 ) -> list[ProcessSpec]:
     """Write each process's orders into the private runtime folder; return how to start them."""
 
@@ -58,7 +59,7 @@ def make_specs(
     router = RouterProcess(
         name="router",
         model_name=options.router.served_model_name or model_name,
-        api_keys=keys,
+        keys=keys,
         tokenizer_address=address("tokenizers"),
         detokenizer_address=address("detokenizers"),
         node_address=address("nodes"),
@@ -92,6 +93,7 @@ def node_specs(
 ) -> list[ProcessSpec]:
     """A compute node: its scheduler and its worker."""
     share = 1 / options.fleet.nodes
+    vital = options.fleet.nodes == 1
     scheduler = SchedulerProcess(
         name=f"scheduler-{index}",
         node=f"node-{index}",
@@ -110,12 +112,13 @@ def node_specs(
     )
     threads = options.worker.blas_threads or max(1, int((os.cpu_count() or 1) * share))
     return [
-        process_spec(runtime, "mlxfleet.workers.scheduler_main", scheduler),
+        process_spec(runtime, "mlxfleet.workers.scheduler_main", scheduler, vital=vital),
         process_spec(
             runtime,
             "mlxfleet.workers.worker_main",
             worker,
             environment=worker_environment(threads),
+            vital=vital,
         ),
     ]
 
@@ -128,15 +131,17 @@ def process_spec(
     environment: dict[str, str] | None = None,
     stop_order: int = 1,
     stop_grace_s: float | None = 5.0,
+    vital: bool = True,
 ) -> ProcessSpec:
     """How to start a process whose orders are `process`."""
     orders = runtime / f"{process.name}.json"
     config.save(process, orders)
-    inherited = {key: value for key, value in os.environ.items() if key != API_KEY_ENV}
+    inherited = {key: value for key, value in os.environ.items() if key not in SECRETS_ENV}
     return ProcessSpec(
         name=process.name,
         command=[sys.executable, "-m", module, str(orders)],
         environment={**inherited, **(environment or {})},
         stop_order=stop_order,
         stop_grace_s=stop_grace_s,
+        vital=vital,
     )

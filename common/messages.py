@@ -21,6 +21,7 @@ from mlxfleet.common.kv_sizes import capacity_for
 PROTOCOL_VERSION = 1
 
 FinishReason = Literal["stop", "length"]
+WorkerState = Literal["loading", "ready", "hung", "dead"]
 Count = Annotated[int, Meta(ge=0)]
 
 
@@ -205,14 +206,14 @@ RouterToNode = Generate | Resend | Release | Welcome | Refused
 
 class NodeStatus(Struct, tag="node_status", frozen=True, kw_only=True):
     """A node presents itself and reports its state, four times a second and when its worker is new.
-    `model` is None until the worker has loaded it; `can_generate` follows the worker. `busy_s` and
-    `idle_s` are how long the worker has computed, and how long it has waited with rows to run."""
+    `model` is None until the worker has loaded it. `busy_s` and `idle_s` are how long the worker
+    has computed, and how long it has waited with rows to run."""
 
     name: str
     incarnation: str
     version: int = PROTOCOL_VERSION
     model: ModelInfo | None
-    can_generate: bool
+    worker: WorkerState
     running: int
     queued: int
     max_running: int
@@ -222,6 +223,7 @@ class NodeStatus(Struct, tag="node_status", frozen=True, kw_only=True):
     busy_s: float
     idle_s: float
     preemptions: int
+    generated_tokens: int
     prefilled_tokens: int
     cached_tokens: int
     cold_blocks_used: int
@@ -230,6 +232,11 @@ class NodeStatus(Struct, tag="node_status", frozen=True, kw_only=True):
     worker_dropped_frames: int
     worker_memory_bytes: int
     rss_bytes: int = 0
+
+    @property
+    def can_generate(self) -> bool:
+        """Whether the worker is there and computes."""
+        return self.worker == "ready"
 
 
 class Rejected(Struct, tag="rejected", frozen=True):
@@ -379,7 +386,11 @@ class Drop(Struct, tag="drop", frozen=True):
     rid: str
 
 
-SchedulerToWorker = Refused | Reset | Admit | Prefill | Store | Drop
+class Ping(Struct, tag="ping", frozen=True):
+    """Nothing to do: sending it fails if the worker is gone."""
+
+
+SchedulerToWorker = Refused | Reset | Ping | Admit | Prefill | Store | Drop
 
 
 class Admitted(Struct, tag="admitted", frozen=True):

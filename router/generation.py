@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from mlxfleet.common.errors import InvalidRequestError, UnavailableError
+from mlxfleet.common.errors import InvalidRequestError, RequestError, UnavailableError
 from mlxfleet.common.messages import (
     FinishReason,
     ModelInfo,
@@ -84,6 +84,11 @@ class Generation:
             for sequence in self.sequences:
                 self._dispatcher.release(sequence)
 
+    def fail(self, error: RequestError) -> None:
+        """End every sequence that has not ended with an error."""
+        for sequence in self.sequences:
+            sequence.fail(error)
+
     async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
         """Start, then yield (choice, what is new) until every choice has ended."""
         await self._dispatcher.start(self.sequences)
@@ -130,15 +135,6 @@ class Front:
         self._tokenizers = tokenizers
         self._dispatcher = dispatcher
         self._default_max_tokens = default_max_tokens
-
-    @contextmanager
-    def room_for(self, request: Parameters) -> Iterator[None]:
-        """Hold room in the router for a request's sequences, from before they are tokenized."""
-        self._dispatcher.reserve(request.sequences)
-        try:
-            yield
-        finally:
-            self._dispatcher.unreserve(request.sequences)
 
     async def chat(self, request: ChatRequest) -> Generation:
         """A chat request's generation."""

@@ -12,6 +12,8 @@ from mlxfleet.common.config import RouterProcess
 from mlxfleet.common.errors import listen_error
 from mlxfleet.common.liveness import new_incarnation
 from mlxfleet.common.process import Service, run_service
+from mlxfleet.router.admin import Admin
+from mlxfleet.router.admission import Admission
 from mlxfleet.router.dispatcher import Dispatcher
 from mlxfleet.router.generation import Front
 from mlxfleet.router.http import Api
@@ -40,21 +42,30 @@ class RouterService(Service):
             node_address=told.node_address,
             detokenizer_address=told.detokenizer_address,
             session=session,
-            max_sequences=options.max_requests,
             node_wait_s=options.node_wait_s,
             metrics=metrics,
+            on_nodes_changed=lambda: admission.pump(),
         )
-        metrics.in_flight.set_function(lambda: self._dispatcher.in_flight)
+        admission = Admission(
+            self._dispatcher.nodes.capacity,
+            max_sequences=options.max_requests,
+            max_per_client=options.max_requests_per_key,
+            max_wait_s=options.queue_wait_s,
+            node_wait_s=options.node_wait_s,
+        )
+        metrics.watch_admission(admission)
         pools = {
             "tokenizers": self._tokenizers.pool,
             "detokenizers": self._dispatcher.detokenizers.pool,
             "nodes": self._dispatcher.nodes.pool,
         }
-        metrics.registry.register(FleetCollector(pools, lambda: self._dispatcher.nodes.status))
+        metrics.registry.register(FleetCollector(pools, self._dispatcher.nodes))
         self._api = Api(
             model_name=told.model_name,
-            api_keys=told.api_keys,
+            keys=told.keys,
             front=Front(self._tokenizers, self._dispatcher, options.default_max_tokens),
+            admission=admission,
+            admin=Admin(self._dispatcher, admission),
             metrics=metrics,
             can_generate=self._can_generate,
         )

@@ -58,6 +58,7 @@ class Scheduler:
         self.kv_used_bytes = 0
         self.steps = 0
         self.preemptions = 0
+        self.generated_tokens = 0
         self.cached_tokens = 0
         self.prefilled_tokens = 0
         self.busy_s = 0.0
@@ -179,6 +180,7 @@ class Scheduler:
     def on_step(self, step: Step) -> Iterator[tuple[str, Tokens]]:
         """Take in a step; yield its tokens per detokenizer."""
         self.steps += 1
+        self.generated_tokens += len(step.ids)
         self.busy_s += step.pass_s
         self.idle_s += step.idle_s
         self._sizer.observe(

@@ -12,7 +12,12 @@ import zmq
 from mlxfleet.common import channels
 from mlxfleet.common.config import SchedulerProcess
 from mlxfleet.common.errors import RefusedError
-from mlxfleet.common.liveness import SILENT_AFTER_S, new_incarnation, resident_bytes
+from mlxfleet.common.liveness import (
+    HUNG_AFTER_S,
+    PROBE_AFTER_S,
+    new_incarnation,
+    resident_bytes,
+)
 from mlxfleet.common.messages import (
     PROTOCOL_VERSION,
     Admitted,
@@ -20,6 +25,7 @@ from mlxfleet.common.messages import (
     NodeStatus,
     NodeToDetokenizer,
     NodeToRouter,
+    Ping,
     Refused,
     Release,
     Resend,
@@ -29,6 +35,7 @@ from mlxfleet.common.messages import (
     Step,
     Tokens,
     Welcome,
+    WorkerState,
     WorkerStatus,
     WorkerToScheduler,
 )
@@ -53,6 +60,7 @@ class SchedulerService(Service):
         self._worker: WorkerStatus | None = None
         self._worker_identity = b""
         self._worker_seen = 0.0
+        self._worker_gone = False
         self._worker_restarts = 0
         self._detokenizers: dict[str, tuple[str, channels.Channel[None, NodeToDetokenizer]]] = {}
         self._undelivered: dict[str, Resend] = {}
@@ -121,6 +129,7 @@ class SchedulerService(Service):
             self._workers.send(Refused(reason), to=sender)
             return
         self._worker_seen = time.monotonic()
+        self._worker_gone = False
         known = self._worker
         self._worker = status
         if known is not None and known.incarnation == status.incarnation:
@@ -173,19 +182,31 @@ class SchedulerService(Service):
 
     async def _report_regularly(self) -> None:
         while True:
+            self._probe_worker()
             self._send_status()
             self._deliver_again()
             await asyncio.sleep(STATUS_S)
 
+    def _probe_worker(self) -> None:
+        """Find out soon whether a worker that is silent is gone."""
+        if self._worker is not None and time.monotonic() - self._worker_seen > PROBE_AFTER_S:
+            self._worker_gone = not self._workers.send(Ping(), to=self._worker_identity)
+
+    def _worker_state(self) -> WorkerState:
+        if self._worker is None:
+            return "loading"
+        if self._worker_gone:
+            return "dead"
+        return "hung" if time.monotonic() - self._worker_seen > HUNG_AFTER_S else "ready"
+
     def _send_status(self) -> None:
         worker = self._worker
-        alive = worker is not None and time.monotonic() - self._worker_seen < SILENT_AFTER_S
         self._router.send(
             NodeStatus(
                 name=self._told.node,
                 incarnation=self._incarnation,
                 model=worker.model if worker else None,
-                can_generate=alive,
+                worker=self._worker_state(),
                 running=self._scheduler.running,
                 queued=self._scheduler.queued,
                 max_running=self._told.options.max_running,
@@ -195,6 +216,7 @@ class SchedulerService(Service):
                 busy_s=self._scheduler.busy_s,
                 idle_s=self._scheduler.idle_s,
                 preemptions=self._scheduler.preemptions,
+                generated_tokens=self._scheduler.generated_tokens,
                 prefilled_tokens=self._scheduler.prefilled_tokens,
                 cached_tokens=self._scheduler.cached_tokens,
                 cold_blocks_used=self._scheduler.cold_blocks_used,

@@ -20,6 +20,7 @@ from mlxfleet.common.messages import (
     Admit,
     Admitted,
     Drop,
+    Ping,
     Prefill,
     Refused,
     Reset,
@@ -81,6 +82,8 @@ class Worker:
         match command:
             case Refused():
                 fail(RefusedError(f"the scheduler refused this worker: {command.reason}"))
+            case Ping():
+                pass
             case Reset():
                 self._epoch = command.epoch
                 self._engine.reset()

@@ -22,6 +22,7 @@ from mlxfleet.common.cli import app
 from mlxfleet.common.config import (
     DetokenizerProcess,
     FleetOptions,
+    Keys,
     RouterOptions,
     RouterProcess,
     SchedulerOptions,
@@ -43,7 +44,7 @@ PROCESSES: list[Any] = [
     RouterProcess(
         name="router",
         model_name="Modell ü",
-        api_keys=("one", "two"),
+        keys=Keys(api=("one", "two"), admin="three"),
         tokenizer_address="ipc:///tmp/a",
         detokenizer_address="ipc:///tmp/b",
         node_address="tcp://127.0.0.1:1",

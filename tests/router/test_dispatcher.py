@@ -45,12 +45,15 @@ from mlxfleet.common.messages import (
     TokenTextLogprobs,
     Welcome,
 )
-from mlxfleet.router.dispatcher import MAX_MOVES, PROMPT_TAIL_TOKENS, Dispatcher
+from mlxfleet.router.dispatcher import PROMPT_TAIL_TOKENS, Dispatcher
+from mlxfleet.common.liveness import PROBE_AFTER_S
+from mlxfleet.router.breaker import FAULTS_TO_OPEN
+from mlxfleet.router.health import State
 from mlxfleet.router.metrics import Metrics
-from mlxfleet.router.sequences import Delta, Sequence
+from mlxfleet.router.sequences import MAX_FRUITLESS_MOVES, Delta, Sequence
+from tests.router.statuses import node_status
 
 DEADLINE_S = 5.0
-MAX_SEQUENCES = 4
 MODEL = ModelInfo(
     vocab_size=100,
     context_length=200,
@@ -120,29 +123,8 @@ class FakeNode(FakePeer):
 
     def heartbeat(self, **fields: Any) -> NodeStatus:
         """Its report."""
-        status = NodeStatus(
-            name=self.name,
-            incarnation=f"{self.name}-{self.run}",
-            model=MODEL,
-            can_generate=True,
-            running=0,
-            queued=0,
-            max_running=8,
-            max_queue=8,
-            kv_used_bytes=0,
-            steps=0,
-            busy_s=0.0,
-            idle_s=0.0,
-            preemptions=0,
-            prefilled_tokens=0,
-            cached_tokens=0,
-            cold_blocks_used=0,
-            worker_restarts=0,
-            dropped_frames=0,
-            worker_dropped_frames=0,
-            worker_memory_bytes=0,
-        )
-        return msgspec.structs.replace(status, **fields)
+        incarnation = f"{self.name}-{self.run}"
+        return node_status(name=self.name, incarnation=incarnation, model=MODEL, **fields)
 
     def reject(self, rid: str, code: Any, message: str = "because") -> None:
         """Refuse a request."""
@@ -204,7 +186,6 @@ class Bench:
             node_address=f"{base}nodes",
             detokenizer_address=f"{base}detokenizers",
             session="session",
-            max_sequences=MAX_SEQUENCES,
             node_wait_s=node_wait_s,
             metrics=self.metrics,
         )
@@ -330,43 +311,6 @@ def generation(output_ids: list[int]) -> Generate:
     )
 
 
-# --- room -----------------------------------------------------------------------------------------
-
-
-def test_room_is_taken_and_given_back() -> None:
-    async def test(bench: Bench) -> None:
-        dispatcher = bench.dispatcher
-        dispatcher.reserve(3)
-        dispatcher.reserve(1)
-        assert dispatcher.in_flight == MAX_SEQUENCES
-        dispatcher.unreserve(3)
-        dispatcher.reserve(2)
-        assert dispatcher.in_flight == 3
-
-    run(test, set_up=False)
-
-
-def test_a_full_router_says_come_back_later() -> None:
-    async def test(bench: Bench) -> None:
-        bench.dispatcher.reserve(3)
-        with pytest.raises(OverloadedError) as caught:
-            bench.dispatcher.reserve(2)
-        assert caught.value.retry_after_s
-        assert bench.dispatcher.in_flight == 3
-
-    run(test, set_up=False)
-
-
-def test_a_request_that_could_never_fit_is_the_clients_fault() -> None:
-    async def test(bench: Bench) -> None:
-        with pytest.raises(InvalidRequestError) as caught:
-            bench.dispatcher.reserve(MAX_SEQUENCES + 1)
-        assert caught.value.param == "n"
-        assert bench.dispatcher.in_flight == 0
-
-    run(test, set_up=False)
-
-
 # --- start ----------------------------------------------------------------------------------------
 
 
@@ -406,7 +350,7 @@ def test_requests_go_to_the_node_with_the_least_to_do() -> None:
 def test_a_node_that_cannot_generate_gets_nothing() -> None:
     async def test(bench: Bench) -> None:
         able = await bench.add_node("n1")
-        await bench.node.greet(can_generate=False)
+        await bench.node.greet(worker="dead")
         await bench.dispatcher.start(
             [Sequence("a", [1], Sampling(seed=1, max_tokens=5), [], asyncio.Event())]
         )
@@ -431,7 +375,7 @@ def test_a_start_waits_for_a_node() -> None:
 def test_without_a_node_in_time_the_server_is_unavailable() -> None:
     async def test(bench: Bench) -> None:
         await bench.add_detokenizer("d0")
-        await bench.add_node("n0", can_generate=False)
+        await bench.add_node("n0", worker="dead")
         with pytest.raises(UnavailableError) as caught:
             await bench.start("a")
         assert caught.value.retry_after_s
@@ -712,7 +656,7 @@ def test_a_sequence_goes_on_on_another_node_with_the_tokens_so_far() -> None:
     async def test(bench: Bench) -> None:
         sequence = await bench.start_one(text="abc")
         other = await bench.add_node("n1")
-        await bench.node.greet(can_generate=False)
+        await bench.node.greet(worker="dead")
         bench.dispatcher.move_stranded(0.0)
         await until(lambda: other.work and bench.node.work, "the move")
         assert other.work == [generation([0, 1, 2])]
@@ -740,7 +684,7 @@ def test_what_has_ended_does_not_move() -> None:
         bench.detokenizer.text("a", 0, [1], 0, "x", finish="stop")
         await bench.detokenizer.greet()
         other = await bench.add_node("n1")
-        await bench.node.greet(can_generate=False)
+        await bench.node.greet(worker="dead")
         bench.dispatcher.move_stranded(0.0)
         await other.greet()
         assert other.work == []
@@ -753,7 +697,7 @@ def test_sequences_of_a_lost_node_are_spread() -> None:
         sequences = await bench.start("a", "b", "c", "d")
         await bench.add_node("n1")
         await bench.add_node("n2")
-        await bench.node.greet(can_generate=False)
+        await bench.node.greet(worker="dead")
         bench.dispatcher.move_stranded(0.0)
         assert sorted(sequence.node for sequence in sequences) == ["n1", "n1", "n2", "n2"]
 
@@ -763,7 +707,7 @@ def test_sequences_of_a_lost_node_are_spread() -> None:
 def test_without_another_node_a_sequence_waits_and_then_fails() -> None:
     async def test(bench: Bench) -> None:
         sequence = await bench.start_one()
-        await bench.node.greet(can_generate=False)
+        await bench.node.greet(worker="dead")
         bench.dispatcher.move_stranded(100.0)
         bench.dispatcher.move_stranded(107.0)
         assert not sequence.ended
@@ -776,11 +720,11 @@ def test_without_another_node_a_sequence_waits_and_then_fails() -> None:
 def test_a_node_that_is_back_in_time_keeps_its_sequences() -> None:
     async def test(bench: Bench) -> None:
         sequence = await bench.start_one()
-        await bench.node.greet(can_generate=False)
+        await bench.node.greet(worker="dead")
         bench.dispatcher.move_stranded(100.0)
         await bench.node.greet()
         bench.dispatcher.move_stranded(200.0)
-        await bench.node.greet(can_generate=False)
+        await bench.node.greet(worker="dead")
         bench.dispatcher.move_stranded(300.0)
         assert (sequence.node, sequence.error) == ("n0", None)
 
@@ -791,13 +735,13 @@ def test_a_sequence_under_which_nodes_are_lost_again_and_again_is_given_up() -> 
     async def test(bench: Bench) -> None:
         sequence = await bench.start_one()
         nodes = {"n0": bench.node, "n1": await bench.add_node("n1")}
-        for _ in range(MAX_MOVES):
+        for _ in range(MAX_FRUITLESS_MOVES):
             lost = sequence.node
-            await nodes[lost].greet(can_generate=False)
+            await nodes[lost].greet(worker="dead")
             bench.dispatcher.move_stranded(0.0)
             assert sequence.node != lost
             await nodes[lost].greet()
-        await nodes[sequence.node].greet(can_generate=False)
+        await nodes[sequence.node].greet(worker="dead")
         bench.dispatcher.move_stranded(0.0)
         assert isinstance(sequence.error, GenerationError)
 
@@ -808,11 +752,86 @@ def test_what_a_former_node_refuses_changes_nothing() -> None:
     async def test(bench: Bench) -> None:
         sequence = await bench.start_one()
         await bench.add_node("n1")
-        await bench.node.greet(can_generate=False)
+        await bench.node.greet(worker="dead")
         bench.dispatcher.move_stranded(0.0)
         bench.node.reject("a", "failed")
         await bench.node.greet()
         assert (sequence.node, sequence.error) == ("n1", None)
+
+    run(test)
+
+
+def test_a_draining_node_keeps_its_sequences_only_without_another() -> None:
+    async def test(bench: Bench) -> None:
+        sequence = await bench.start_one(text="abc")
+        assert bench.dispatcher.nodes.drain("n0", True)
+        bench.dispatcher.move_stranded(0.0)
+        bench.dispatcher.move_stranded(1000.0)
+        assert (sequence.node, sequence.error) == ("n0", None)
+        other = await bench.add_node("n1")
+        for _ in range(2 * MAX_FRUITLESS_MOVES):
+            bench.dispatcher.move_stranded(1000.0)
+            assert sequence.node == "n1"
+            bench.dispatcher.nodes.drain("n0", False)
+            bench.dispatcher.nodes.drain("n1", True)
+            bench.dispatcher.move_stranded(1000.0)
+            assert sequence.node == "n0"
+            bench.dispatcher.nodes.drain("n0", True)
+            bench.dispatcher.nodes.drain("n1", False)
+        await other.greet()
+        assert sequence.error is None
+        assert not bench.dispatcher.nodes.drain("nobody", True)
+
+    run(test)
+
+
+def test_a_node_whose_socket_is_closed_is_dead_at_once() -> None:
+    async def test(bench: Bench) -> None:
+        nodes = bench.dispatcher.nodes
+        assert nodes.state("n0") is State.READY
+        bench.node.channel.close()
+        soon = time.monotonic() + PROBE_AFTER_S + 0.01
+
+        def dead() -> bool:
+            nodes.look(soon)
+            return nodes.state("n0") is State.DEAD
+
+        await until(dead, "the node to be dead")
+        assert nodes.ready() == []
+
+    run(test)
+
+
+def test_a_full_node_passes_a_sequence_on_and_it_waits_if_all_are_full() -> None:
+    async def test(bench: Bench) -> None:
+        sequence = await bench.start_one()
+        bench.node.reject("a", "queue_full")
+        await until(lambda: not sequence.node, "the refusal")
+        now = time.monotonic()
+        bench.dispatcher.move_stranded(now)
+        assert (sequence.node, failovers(bench)) == ("n0", 0)
+        bench.dispatcher.move_stranded(now + 7.9)
+        assert not sequence.ended
+        bench.dispatcher.move_stranded(now + 8.1)
+        assert isinstance(sequence.error, OverloadedError)
+
+    run(test, node_wait_s=8.0)
+
+
+def test_a_node_that_is_lost_again_and_again_gets_one_request_as_a_probe() -> None:
+    async def test(bench: Bench) -> None:
+        nodes = bench.dispatcher.nodes
+        for _ in range(FAULTS_TO_OPEN):
+            await bench.node.greet(worker="dead")
+            await bench.node.greet()
+        assert nodes.state("n0") is State.READY
+        assert nodes.ready() == []
+        nodes.breakers["n0"]._open_until = time.monotonic()
+        sequence = await bench.start_one()
+        assert nodes.ready() == []
+        bench.detokenizer.text("a", 0, [1], 0, "x")
+        await until(lambda: sequence.output_ids, "a token")
+        assert [status.name for status in nodes.ready()] == ["n0"]
 
     run(test)
 
@@ -823,7 +842,6 @@ def test_what_a_former_node_refuses_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("code", "kind", "status", "word"),
     [
-        ("queue_full", OverloadedError, 429, None),
         ("too_long", InvalidRequestError, 400, "context_length_exceeded"),
         ("failed", GenerationError, 500, None),
     ],
