@@ -7,7 +7,7 @@ derived from them. Limits are `msgspec.Meta` and checked by `validated`.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -222,7 +222,7 @@ class SchedulerProcess:
     router_address: str
     worker_address: str
     options: SchedulerOptions
-    info: NodeInfo = NodeInfo()
+    info: NodeInfo = field(default_factory=NodeInfo)
     security: CurveClient | None = None
 
 

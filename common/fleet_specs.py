@@ -39,7 +39,7 @@ class Launch:
 
     model: str | None
     router: RouterOptions
-    front: FrontOptions = FrontOptions()
+    front: FrontOptions = field(default_factory=FrontOptions)
     fleet: FleetOptions
     scheduler: SchedulerOptions
     worker: WorkerOptions

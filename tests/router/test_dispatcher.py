@@ -7,6 +7,7 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Sequence as Many
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ import zmq
 from prometheus_client import CollectorRegistry
 
 from mlxfleet.common import channels
+from mlxfleet.common.config import ServedModel
 from mlxfleet.common.errors import (
     GenerationError,
     InvalidRequestError,
@@ -30,6 +32,7 @@ from mlxfleet.common.messages import (
     Generate,
     Hello,
     ModelInfo,
+    NodeInfo,
     NodeStatus,
     OpenStream,
     Refused,
@@ -117,6 +120,7 @@ class FakeNode(FakePeer):
     """A compute node."""
 
     receives = RouterToNode
+    info = NodeInfo()
 
     def heartbeat(self, **fields: Any) -> NodeStatus:
         """Its report."""
@@ -141,6 +145,7 @@ class FakeNode(FakePeer):
             dropped_frames=0,
             worker_dropped_frames=0,
             worker_memory_bytes=0,
+            info=self.info,
         )
         return msgspec.structs.replace(status, **fields)
 
@@ -153,6 +158,7 @@ class FakeDetokenizer(FakePeer):
     """A detokenizer."""
 
     receives = RouterToDetokenizer
+    model = ""
 
     def heartbeat(self, **fields: Any) -> Hello:
         """Its hello."""
@@ -160,6 +166,7 @@ class FakeDetokenizer(FakePeer):
             name=self.name,
             incarnation=f"{self.name}-{self.run}",
             token_address=f"ipc:///tokens/{self.name}",
+            model=self.model,
         )
         return msgspec.structs.replace(hello, **fields)
 
@@ -196,7 +203,13 @@ class FakeDetokenizer(FakePeer):
 class Bench:
     """A dispatcher with one node and one detokenizer, and whatever is added."""
 
-    def __init__(self, context: zmq.Context[Any], base: str, node_wait_s: float) -> None:
+    def __init__(
+        self,
+        context: zmq.Context[Any],
+        base: str,
+        node_wait_s: float,
+        models: Many[ServedModel] = (ServedModel(),),
+    ) -> None:
         self._context, self._base = context, base
         self.metrics = Metrics()
         self.dispatcher = Dispatcher(
@@ -207,6 +220,7 @@ class Bench:
             max_sequences=MAX_SEQUENCES,
             node_wait_s=node_wait_s,
             metrics=self.metrics,
+            models=models,
         )
         self._peers: list[FakePeer] = []
 
@@ -215,16 +229,28 @@ class Bench:
         self.detokenizer = await self.add_detokenizer("d0")
         self.node = await self.add_node("n0")
 
-    async def add_node(self, name: str, **fields: Any) -> FakeNode:
-        """A node that is known to the router."""
+    def new_node(self, name: str, info: NodeInfo) -> FakeNode:
+        """A node that has not said anything yet."""
         node = FakeNode(self._context, f"{self._base}nodes", name)
+        node.info = info
         self._peers.append(node)
+        return node
+
+    async def add_node(
+        self,
+        name: str,
+        info: NodeInfo = NodeInfo(),  # noqa: B008 - frozen
+        **fields: Any,
+    ) -> FakeNode:
+        """A node that is known to the router."""
+        node = self.new_node(name, info)
         await node.greet(**fields)
         return node
 
-    async def add_detokenizer(self, name: str, **fields: Any) -> FakeDetokenizer:
+    async def add_detokenizer(self, name: str, model: str = "", **fields: Any) -> FakeDetokenizer:
         """A detokenizer that is known to the router."""
         detokenizer = FakeDetokenizer(self._context, f"{self._base}detokenizers", name)
+        detokenizer.model = model
         self._peers.append(detokenizer)
         await detokenizer.greet(**fields)
         return detokenizer
@@ -288,11 +314,12 @@ def run(
     *,
     set_up: bool = True,
     node_wait_s: float = DEADLINE_S,
+    models: Many[ServedModel] = (ServedModel(),),
 ) -> None:
     """Run a test over real sockets."""
 
     async def on_bench(context: zmq.Context[Any], base: str) -> None:
-        bench = Bench(context, base, node_wait_s)
+        bench = Bench(context, base, node_wait_s, models)
         try:
             if set_up:
                 await bench.set_up()
@@ -921,7 +948,7 @@ def test_a_node_of_another_protocol_is_refused_and_forgotten() -> None:
         assert str(PROTOCOL_VERSION + 1) in refused.reason
         nodes = bench.dispatcher.nodes
         assert nodes.ready() == []
-        assert nodes.model is None
+        assert nodes.model_info("") is None
 
     run(test, set_up=False)
 
@@ -931,7 +958,7 @@ def test_a_detokenizer_of_another_protocol_is_refused_and_forgotten() -> None:
         detokenizer = await bench.add_detokenizer("d0", version=PROTOCOL_VERSION + 1)
         (refused,) = detokenizer.received
         assert isinstance(refused, Refused)
-        assert bench.dispatcher.detokenizers.addresses() == {}
-        assert bench.dispatcher.detokenizers.assign() is None
+        assert bench.dispatcher.detokenizers.addresses("") == {}
+        assert bench.dispatcher.detokenizers.assign("") is None
 
     run(test, set_up=False)
