@@ -113,7 +113,9 @@ class Streams:
         if errors := [run.error.message for run in self.expected if run.error]:
             raise ServerError(f"a stream failed without a fault: {errors[0]}")
 
-    async def run_on(self, session: aiohttp.ClientSession, stream: int, over: asyncio.Event) -> None:
+    async def run_on(
+        self, session: aiohttp.ClientSession, stream: int, over: asyncio.Event
+    ) -> None:
         """One stream again and again, compared each time."""
         while not over.is_set():
             result, expected = await self.run_once(session, stream), self.expected[stream]

@@ -53,6 +53,10 @@ class Admin:
         status = nodes.status[name]
         return {
             "name": name,
+            "model": nodes.model_of(name),
+            "host": status.info.host,
+            "chip": status.info.chip,
+            "memory_bytes": status.info.memory_bytes,
             "state": nodes.state(name),
             "breaker": nodes.breaker_state(name),
             "sequences": self._dispatcher.load(name),

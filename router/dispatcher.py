@@ -11,6 +11,8 @@ from collections.abc import Sequence as Many
 
 import zmq
 
+from mlxfleet.common.config import ServedModel
+from mlxfleet.common.curve import CurveServer
 from mlxfleet.common.errors import (
     GenerationError,
     InvalidRequestError,
@@ -27,6 +29,7 @@ from mlxfleet.common.messages import (
     Resend,
     Text,
 )
+from mlxfleet.router.catalog import Catalog
 from mlxfleet.router.detokenizers import Detokenizers
 from mlxfleet.router.health import State
 from mlxfleet.router.metrics import Metrics
@@ -56,6 +59,8 @@ class Dispatcher:
         node_wait_s: float,
         metrics: Metrics,
         on_nodes_changed: Callable[[], None] = lambda: None,
+        models: Many[ServedModel] = (ServedModel(),),
+        security: CurveServer | None = None,
     ) -> None:
         self._sequences: dict[str, Sequence] = {}
         self._node_wait_s = node_wait_s
@@ -72,17 +77,21 @@ class Dispatcher:
             context,
             node_address,
             session,
+            catalog=Catalog(models),
             detokenizers=self.detokenizers.addresses,
             on_rejected=self._on_rejected,
             on_fresh=self._on_fresh_node,
             on_change=on_nodes_changed,
+            on_refused=lambda why: metrics.refused_nodes.labels(why).inc(),
+            security=security,
         )
 
     async def start(self, sequences: Many[Sequence]) -> None:
-        """Send sequences to a node. They end by themselves; `release` them in any case."""
-        node = await self.nodes.pick(self.load, self._node_wait_s)
+        """Send sequences of one model to a node. They end by themselves; `release` them in any
+        case."""
+        node = await self.nodes.pick(sequences[0].model, self.load, self._node_wait_s)
         for sequence in sequences:
-            detokenizer = self.detokenizers.assign()
+            detokenizer = self.detokenizers.assign(sequence.model)
             if detokenizer is None:
                 raise UnavailableError("no detokenizer is there", retry_after_s=RETRY_AFTER_S)
             sequence.detokenizer = detokenizer
@@ -123,7 +132,8 @@ class Dispatcher:
             if state in (State.READY, State.BUSY):
                 sequence.stranded_since = None
                 continue
-            others = [s.name for s in self.nodes.ready() if s.name != sequence.node]
+            ready = self.nodes.ready(sequence.model)
+            others = [status.name for status in ready if status.name != sequence.node]
             if others:
                 self._move(sequence, min(others, key=self.load), state)
             elif state.well:

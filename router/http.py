@@ -18,7 +18,6 @@ from mlxfleet.common.errors import (
     DeadlineError,
     GenerationError,
     InvalidRequestError,
-    ModelNotFoundError,
     RequestError,
     UnavailableError,
 )
@@ -46,7 +45,6 @@ class Api:
     def __init__(
         self,
         *,
-        model_name: str,
         keys: Keys,
         front: Front,
         admission: Admission,
@@ -54,7 +52,6 @@ class Api:
         metrics: Metrics,
         can_generate: Callable[[], bool],
     ) -> None:
-        self._model_name = model_name
         self._authenticator = Authenticator(keys)
         self._front = front
         self._admission = admission
@@ -127,11 +124,12 @@ class Api:
         )
 
     async def _models(self, http: web.Request) -> web.Response:
-        return json_response({"object": "list", "data": [self._describe_model()]})
+        data = [self._describe_model(name) for name in self._front.catalog.names]
+        return json_response({"object": "list", "data": data})
 
     async def _one_model(self, http: web.Request) -> web.Response:
-        self._check_model(http.match_info["model"])
-        return json_response(self._describe_model())
+        name = self._front.catalog.find(http.match_info["model"])
+        return json_response(self._describe_model(name))
 
     async def _health(self, http: web.Request) -> web.Response:
         return json_response({"status": "ok"})
@@ -167,8 +165,7 @@ class Api:
                     "the server is shutting down", retry_after_s=DRAINING_RETRY_AFTER_S
                 )
             request = parse(kind, await http.read())
-            self._check_model(request.model)
-            ticket = make_ticket(http, request)
+            ticket = make_ticket(http, request, self._front.catalog.find(request.model))
             with self._admission.room_for(ticket):
                 generation = await make(request)
                 self._metrics.prompt_tokens.inc(generation.prompt_tokens)
@@ -204,7 +201,7 @@ class Api:
             Response(
                 id=shape.id_prefix + generation.rid,
                 object=shape.whole_object,
-                model=self._model_name,
+                model=generation.model,
                 choices=[shape.whole(index, choice) for index, choice in enumerate(choices)],
                 usage=Usage.of(generation),
             )
@@ -219,7 +216,7 @@ class Api:
         chunk = Response(
             id=shape.id_prefix + generation.rid,
             object=shape.chunk_object,
-            model=self._model_name,
+            model=generation.model,
             choices=[],
             usage=usage,
         )
@@ -247,24 +244,16 @@ class Api:
         await response.write_eof()
         return response
 
-    def _check_model(self, name: str | None) -> None:
-        if name is not None and name != self._model_name:
-            raise ModelNotFoundError(
-                f"the model {name!r} is not served here; it is {self._model_name!r}",
-                param="model",
-                code="model_not_found",
-            )
-
-    def _describe_model(self) -> dict[str, object]:
+    def _describe_model(self, name: str) -> dict[str, object]:
         return {
-            "id": self._model_name,
+            "id": name,
             "object": "model",
             "created": self._created,
             "owned_by": "mlxfleet",
         }
 
 
-def make_ticket(http: web.Request, request: Parameters) -> Ticket:
+def make_ticket(http: web.Request, request: Parameters, model: str) -> Ticket:
     """A request's place in the queue; InvalidRequestError if its time limit is none."""
     deadline = None
     if (text := http.headers.get(TIMEOUT_HEADER)) is not None:
@@ -280,6 +269,7 @@ def make_ticket(http: web.Request, request: Parameters) -> Ticket:
         deadline = asyncio.get_running_loop().time() + timeout_s
     return Ticket(
         client=client_name(http),
+        model=model,
         sequences=request.sequences,
         priority=request.priority or "interactive",
         deadline=deadline,

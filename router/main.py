@@ -9,11 +9,13 @@ import zmq
 from aiohttp import web
 
 from mlxfleet.common.config import RouterProcess
+from mlxfleet.common.curve import Gatekeeper
 from mlxfleet.common.errors import listen_error
 from mlxfleet.common.liveness import new_incarnation
 from mlxfleet.common.process import Service, run_service
 from mlxfleet.router.admin import Admin
 from mlxfleet.router.admission import Admission
+from mlxfleet.router.catalog import Catalog
 from mlxfleet.router.dispatcher import Dispatcher
 from mlxfleet.router.generation import Front
 from mlxfleet.router.http import Api
@@ -29,6 +31,8 @@ class RouterService(Service):
     def __init__(self, told: RouterProcess) -> None:
         super().__init__()
         self._told = told
+        self._catalog = Catalog(told.models)
+        self._gatekeeper: Gatekeeper | None = None
 
     async def startup(self) -> None:
         """Bind the links, then the HTTP port."""
@@ -36,6 +40,10 @@ class RouterService(Service):
         session = new_incarnation()
         self._context = zmq.Context()
         metrics = Metrics()
+        if told.security is not None:
+            self._gatekeeper = Gatekeeper(
+                self._context, told.security, metrics.refused_nodes.labels("key").inc
+            )
         self._tokenizers = Tokenizers(self._context, told.tokenizer_address, session)
         self._dispatcher = Dispatcher(
             self._context,
@@ -45,8 +53,11 @@ class RouterService(Service):
             node_wait_s=options.node_wait_s,
             metrics=metrics,
             on_nodes_changed=lambda: admission.pump(),
+            models=told.models,
+            security=told.security,
         )
         admission = Admission(
+            self._catalog.names,
             self._dispatcher.nodes.capacity,
             max_sequences=options.max_requests,
             max_per_client=options.max_requests_per_key,
@@ -61,9 +72,10 @@ class RouterService(Service):
         }
         metrics.registry.register(FleetCollector(pools, self._dispatcher.nodes))
         self._api = Api(
-            model_name=told.model_name,
             keys=told.keys,
-            front=Front(self._tokenizers, self._dispatcher, options.default_max_tokens),
+            front=Front(
+                self._tokenizers, self._dispatcher, self._catalog, options.default_max_tokens
+            ),
             admission=admission,
             admin=Admin(self._dispatcher, admission),
             metrics=metrics,
@@ -88,6 +100,8 @@ class RouterService(Service):
             self._dispatcher.detokenizers.pool.channel,
         ):
             channel.close()
+        if self._gatekeeper is not None:
+            self._gatekeeper.close()
         self._context.term()
 
     async def _listen(self, host: str, port: int, max_body_bytes: int) -> None:
@@ -105,10 +119,12 @@ class RouterService(Service):
             raise listen_error(host, port, error) from error
 
     def _can_generate(self) -> bool:
-        return bool(
-            self._dispatcher.nodes.ready()
-            and self._tokenizers.pool.alive()
-            and self._dispatcher.detokenizers.pool.alive()
+        """Whether a request for some model can be answered now."""
+        return any(
+            self._dispatcher.nodes.ready(model)
+            and self._tokenizers.alive(model)
+            and self._dispatcher.detokenizers.alive(model)
+            for model in self._catalog.names
         )
 
 

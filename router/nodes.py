@@ -10,10 +10,21 @@ from collections.abc import Callable
 import zmq
 
 from mlxfleet.common import channels
+from mlxfleet.common.curve import CurveServer
 from mlxfleet.common.errors import UnavailableError
+from mlxfleet.common.key_files import NAME
 from mlxfleet.common.liveness import PROBE_AFTER_S
-from mlxfleet.common.messages import ModelInfo, NodeStatus, NodeToRouter, Rejected, RouterToNode
+from mlxfleet.common.messages import (
+    PROTOCOL_VERSION,
+    ModelInfo,
+    NodeStatus,
+    NodeToRouter,
+    Rejected,
+    RouterToNode,
+)
 from mlxfleet.router.breaker import Breaker, BreakerState
+from mlxfleet.router.catalog import Catalog
+from mlxfleet.router.claims import NameClaims, Verdict
 from mlxfleet.router.health import NodeHealth, State
 from mlxfleet.router.pool import Greeting, Pool
 
@@ -22,6 +33,7 @@ log = logging.getLogger(__name__)
 # A node that comes back later is a new one.
 FORGET_AFTER_S = 600.0
 QUEUED_SHARE = 0.25
+MAX_NODES = 1024
 
 
 class Nodes:
@@ -29,7 +41,8 @@ class Nodes:
 
     `on_rejected` takes a node's name and its refusal; `on_fresh` the name of a node that has
     restarted; `on_change` is called when requests may have become welcome somewhere.
-    `detokenizers` gives the addresses that nodes send tokens to.
+    `on_refused` takes a word for why a node was not let in.
+    `detokenizers` gives the addresses that nodes of a model send tokens to.
     """
 
     def __init__(
@@ -38,27 +51,34 @@ class Nodes:
         address: str,
         session: str,
         *,
-        detokenizers: Callable[[], dict[str, str]],
+        catalog: Catalog,
+        detokenizers: Callable[[str], dict[str, str]],
         on_rejected: Callable[[str, Rejected], None],
         on_fresh: Callable[[str], None],
         on_change: Callable[[], None],
+        on_refused: Callable[[str], None],
+        security: CurveServer | None = None,
     ) -> None:
-        self.pool = Pool(channels.server(context, NodeToRouter, address), session)
+        self.pool = Pool(channels.server(context, NodeToRouter, address, security), session)
         self.status: dict[str, NodeStatus] = {}
         self.breakers: dict[str, Breaker] = {}
         self._health: dict[str, NodeHealth] = {}
         self._states: dict[str, State] = {}
+        self._models: dict[str, str] = {}
+        self._catalog = catalog
+        self._claims = NameClaims()
         self._detokenizers = detokenizers
         self._on_rejected = on_rejected
         self._on_fresh = on_fresh
         self._on_change = on_change
+        self._on_refused = on_refused
         self._changed = asyncio.Event()
         self.pool.channel.attach(self._on_message)
 
-    @property
-    def model(self) -> ModelInfo | None:
-        """The model, as soon as a node has loaded it."""
-        return next((s.model for s in self.status.values() if s.model is not None), None)
+    def model_info(self, model: str) -> ModelInfo | None:
+        """What a model can do, as soon as a node has loaded it."""
+        statuses = (s for name, s in self.status.items() if self._models[name] == model)
+        return next((s.model for s in statuses if s.model is not None), None)
 
     def state(self, node: str) -> State:
         """What a node was doing when it was last looked at."""
@@ -76,21 +96,27 @@ class Nodes:
         """Whether a node gets requests again after faults."""
         return self.breakers[node].state(time.monotonic())
 
-    def capacity(self) -> int | None:
-        """Sequences that may be on the ready nodes at once, with those that wait there for a place
-        so that none is free for long; None without a ready node."""
-        ready = self.ready()
+    def capacity(self, model: str) -> int | None:
+        """Sequences that may be on a model's ready nodes at once, with those that wait there for a
+        place so that none is free for long; None without a ready node."""
+        ready = self.ready(model)
         ahead = [min(s.max_queue, int(QUEUED_SHARE * s.max_running) + 1) for s in ready]
         return sum(s.max_running for s in ready) + sum(ahead) if ready else None
 
-    def ready(self) -> list[NodeStatus]:
-        """Nodes that may get a request now."""
+    def model_of(self, node: str) -> str:
+        """The name of a known node's model in the API."""
+        return self._models[node]
+
+    def ready(self, model: str | None = None) -> list[NodeStatus]:
+        """Nodes that may get a request now, with a certain model or with any."""
         now = time.monotonic()
         takes = (State.READY, State.BUSY)
         return [
             status
             for name, status in self.status.items()
-            if self._states[name] in takes and self.breakers[name].allows(now)
+            if self._states[name] in takes
+            and model in (None, self._models[name])
+            and self.breakers[name].allows(now)
         ]
 
     def drain(self, node: str, draining: bool) -> bool:
@@ -108,6 +134,7 @@ class Nodes:
         its socket is closed."""
         for name, health in list(self._health.items()):
             if health.silent_s(now) > FORGET_AFTER_S:
+                log.info("%s has been away for long and is forgotten", name)
                 self._forget(name)
                 continue
             if health.silent_s(now) > PROBE_AFTER_S and not self.pool.reaches(name):
@@ -138,8 +165,8 @@ class Nodes:
         self._on_change()
 
     def _forget(self, name: str) -> None:
-        log.info("%s has been away for long and is forgotten", name)
-        for known in (self.status, self.breakers, self._health, self._states, self.pool.peers):
+        by_name = (self.status, self.breakers, self._health, self._states, self._models)
+        for known in (self.pool.peers, *by_name):
             known.pop(name, None)
 
     def _look(self, name: str, now: float) -> None:
@@ -152,11 +179,12 @@ class Nodes:
             self.breakers[name].fault(now)
         self._tell()
 
-    async def pick(self, load: Callable[[str], int], wait_s: float) -> str:
-        """The ready node with the least load; waits for one, UnavailableError after `wait_s`."""
+    async def pick(self, model: str, load: Callable[[str], int], wait_s: float) -> str:
+        """The model's ready node with the least load; waits for one, UnavailableError after
+        `wait_s`."""
         try:
             async with asyncio.timeout(wait_s):
-                while not (ready := self.ready()):
+                while not (ready := self.ready(model)):
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError as error:
@@ -176,10 +204,15 @@ class Nodes:
                     self._on_rejected(node, message)
 
     def _on_status(self, sender: bytes, status: NodeStatus) -> None:
-        greeting = self.pool.greet(sender, status, self._detokenizers())
-        if greeting is Greeting.REFUSED:
+        if not self._may_join(sender, status):
             return
         now = time.monotonic()
+        model = self._catalog.model_of(status.info) or ""
+        greeting = self.pool.greet(sender, status, self._detokenizers(model))
+        if greeting is Greeting.REFUSED:
+            self._on_refused("version")
+            return
+        self._models[status.name] = model
         self.status[status.name] = status
         self.breakers.setdefault(status.name, Breaker())
         self._health.setdefault(status.name, NodeHealth(status, now)).report(status, now)
@@ -187,3 +220,42 @@ class Nodes:
         self._tell()
         if greeting is Greeting.FRESH:
             self._on_fresh(status.name)
+
+    def _may_join(self, sender: bytes, status: NodeStatus) -> bool:
+        """Whether a report is from a node that is in, or may come in now."""
+        known = self.pool.peers.get(status.name)
+        if status.version != PROTOCOL_VERSION:
+            return True  # The pool refuses it.
+        if known is not None and known.incarnation == status.incarnation:
+            return True
+        if (reason := self._catalog.refusal(status.info)) is not None:
+            return self._refuse(sender, status, "model", reason)
+        if known is None:
+            return self._has_room(sender, status)
+        if self.status[status.name].info.instance == status.info.instance or known.silent():
+            return True
+        match self._claims.judge(sender, known.last_seen, time.monotonic()):
+            case Verdict.REFUSE:
+                other = self.status[status.name].info.host
+                reason = f"a node of that name is here already, on {other}; give another --name"
+                return self._refuse(sender, status, "name", reason)
+            case verdict:
+                return verdict is Verdict.TAKE
+
+    def _has_room(self, sender: bytes, status: NodeStatus) -> bool:
+        """Make room for a new name: the node that has been gone longest is forgotten."""
+        if NAME.fullmatch(status.name) is None:
+            reason = "its name may have letters, digits, '.', '_' and '-' only"
+            return self._refuse(sender, status, "name", reason)
+        if len(self.pool.peers) < MAX_NODES:
+            return True
+        oldest = min(self.pool.peers.values(), key=lambda peer: peer.last_seen)
+        if not oldest.silent():
+            return self._refuse(sender, status, "full", f"{MAX_NODES} nodes are here already")
+        self._forget(oldest.name)
+        return True
+
+    def _refuse(self, sender: bytes, status: NodeStatus, word: str, reason: str) -> bool:
+        self.pool.refuse(sender, status.name, reason)
+        self._on_refused(word)
+        return False

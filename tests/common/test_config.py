@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import inspect
 import io
 import math
@@ -22,11 +23,14 @@ from mlxfleet.common.cli import app
 from mlxfleet.common.config import (
     DetokenizerProcess,
     FleetOptions,
+    FrontOptions,
     Keys,
+    LinkOptions,
     RouterOptions,
     RouterProcess,
     SchedulerOptions,
     SchedulerProcess,
+    SecurityOptions,
     TokenizerProcess,
     WorkerOptions,
     WorkerProcess,
@@ -34,7 +38,15 @@ from mlxfleet.common.config import (
 )
 from mlxfleet.common.errors import ConfigError
 
-OPTIONS = [RouterOptions, SchedulerOptions, WorkerOptions, FleetOptions]
+OPTIONS = [
+    RouterOptions,
+    FrontOptions,
+    LinkOptions,
+    SecurityOptions,
+    SchedulerOptions,
+    WorkerOptions,
+    FleetOptions,
+]
 EVERY_OPTION = [
     pytest.param(kind, field.name, id=field.name)
     for kind in OPTIONS
@@ -100,7 +112,8 @@ def test_defaults_are_within_their_limits(kind: Any) -> None:
         (SchedulerOptions(itl_budget_ms=0.0), "--itl-budget-ms"),
         (WorkerOptions(memory_gb=-1.0), "--memory-gb"),
         (WorkerOptions(max_context=0), "--max-context"),
-        (FleetOptions(tokenizers=0), "--tokenizers"),
+        (FrontOptions(tokenizers=0), "--tokenizers"),
+        (LinkOptions(node_port=70000), "--node-port"),
         (FleetOptions(nodes=0), "--nodes"),
     ],
 )
@@ -211,30 +224,29 @@ def documented(kind: type) -> dict[str, str]:
     return texts
 
 
-@pytest.fixture(scope="module")
-def launch_help() -> str:
-    """What `mlxfleet launch --help` prints on a very wide terminal."""
+@functools.cache
+def help_for(kind: type) -> str:
+    """What --help prints on a very wide terminal, of a command that takes these options."""
+    command = "router" if kind in (LinkOptions, SecurityOptions) else "launch"
     printed = io.StringIO()
     console = Console(file=printed, width=1000, force_terminal=False)
     with pytest.raises(SystemExit) as exited:
-        app(["launch", "--help"], console=console)
+        app([command, "--help"], console=console)
     assert exited.value.code == 0
     return printed.getvalue()
 
 
 @pytest.mark.parametrize(("kind", "name"), EVERY_OPTION)
-def test_every_option_is_explained_in_the_help(kind: type, name: str, launch_help: str) -> None:
+def test_every_option_is_explained_in_the_help(kind: type, name: str) -> None:
     text = documented(kind)[name]
     flag = "--" + name.replace("_", "-")
-    (line,) = [line for line in launch_help.splitlines() if f" {flag} " in line]
+    (line,) = [line for line in help_for(kind).splitlines() if f" {flag} " in line]
     assert text in line
 
 
 @pytest.mark.parametrize(("kind", "name"), EVERY_OPTION)
-def test_every_option_can_come_from_the_environment(
-    kind: type, name: str, launch_help: str
-) -> None:
-    assert f"[env var: MLXFLEET_{name.upper()}]" in launch_help
+def test_every_option_can_come_from_the_environment(kind: type, name: str) -> None:
+    assert f"[env var: MLXFLEET_{name.upper()}]" in help_for(kind)
 
 
 def test_option_names_are_unique() -> None:

@@ -27,7 +27,7 @@ class Desk:
         self.capacity = capacity
         self.started: list[str] = []
         limits = {"max_sequences": 100, "max_per_client": None, "max_wait_s": 60, "node_wait_s": 60}
-        self.admission = Admission(lambda: self.capacity, **{**limits, **fields})
+        self.admission = Admission(["m"], lambda _: self.capacity, **{**limits, **fields})
 
     async def serve(self, name: str, ticket: Ticket, gone: asyncio.Event) -> None:
         """A request that runs until its event."""
@@ -43,7 +43,9 @@ def ticket(
     priority: Priority = "interactive",
     deadline: float | None = None,
 ) -> Ticket:
-    return Ticket(client=client, sequences=sequences, priority=priority, deadline=deadline)
+    return Ticket(
+        client=client, model="m", sequences=sequences, priority=priority, deadline=deadline
+    )
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:

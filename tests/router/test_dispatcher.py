@@ -7,6 +7,7 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Sequence as Many
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ import zmq
 from prometheus_client import CollectorRegistry
 
 from mlxfleet.common import channels
+from mlxfleet.common.config import ServedModel
 from mlxfleet.common.errors import (
     GenerationError,
     InvalidRequestError,
@@ -22,6 +24,7 @@ from mlxfleet.common.errors import (
     RequestError,
     UnavailableError,
 )
+from mlxfleet.common.liveness import PROBE_AFTER_S
 from mlxfleet.common.messages import (
     PROTOCOL_VERSION,
     CloseStream,
@@ -30,6 +33,7 @@ from mlxfleet.common.messages import (
     Generate,
     Hello,
     ModelInfo,
+    NodeInfo,
     NodeStatus,
     OpenStream,
     Refused,
@@ -45,9 +49,8 @@ from mlxfleet.common.messages import (
     TokenTextLogprobs,
     Welcome,
 )
-from mlxfleet.router.dispatcher import PROMPT_TAIL_TOKENS, Dispatcher
-from mlxfleet.common.liveness import PROBE_AFTER_S
 from mlxfleet.router.breaker import FAULTS_TO_OPEN
+from mlxfleet.router.dispatcher import PROMPT_TAIL_TOKENS, Dispatcher
 from mlxfleet.router.health import State
 from mlxfleet.router.metrics import Metrics
 from mlxfleet.router.sequences import MAX_FRUITLESS_MOVES, Delta, Sequence
@@ -120,11 +123,13 @@ class FakeNode(FakePeer):
     """A compute node."""
 
     receives = RouterToNode
+    info = NodeInfo()
 
     def heartbeat(self, **fields: Any) -> NodeStatus:
         """Its report."""
         incarnation = f"{self.name}-{self.run}"
-        return node_status(name=self.name, incarnation=incarnation, model=MODEL, **fields)
+        given = {"name": self.name, "incarnation": incarnation, "model": MODEL, "info": self.info}
+        return node_status(**{**given, **fields})
 
     def reject(self, rid: str, code: Any, message: str = "because") -> None:
         """Refuse a request."""
@@ -135,6 +140,7 @@ class FakeDetokenizer(FakePeer):
     """A detokenizer."""
 
     receives = RouterToDetokenizer
+    model = ""
 
     def heartbeat(self, **fields: Any) -> Hello:
         """Its hello."""
@@ -142,6 +148,7 @@ class FakeDetokenizer(FakePeer):
             name=self.name,
             incarnation=f"{self.name}-{self.run}",
             token_address=f"ipc:///tokens/{self.name}",
+            model=self.model,
         )
         return msgspec.structs.replace(hello, **fields)
 
@@ -178,7 +185,13 @@ class FakeDetokenizer(FakePeer):
 class Bench:
     """A dispatcher with one node and one detokenizer, and whatever is added."""
 
-    def __init__(self, context: zmq.Context[Any], base: str, node_wait_s: float) -> None:
+    def __init__(
+        self,
+        context: zmq.Context[Any],
+        base: str,
+        node_wait_s: float,
+        models: Many[ServedModel] = (ServedModel(),),
+    ) -> None:
         self._context, self._base = context, base
         self.metrics = Metrics()
         self.dispatcher = Dispatcher(
@@ -188,6 +201,7 @@ class Bench:
             session="session",
             node_wait_s=node_wait_s,
             metrics=self.metrics,
+            models=models,
         )
         self._peers: list[FakePeer] = []
 
@@ -196,16 +210,28 @@ class Bench:
         self.detokenizer = await self.add_detokenizer("d0")
         self.node = await self.add_node("n0")
 
-    async def add_node(self, name: str, **fields: Any) -> FakeNode:
-        """A node that is known to the router."""
+    def new_node(self, name: str, info: NodeInfo) -> FakeNode:
+        """A node that has not said anything yet."""
         node = FakeNode(self._context, f"{self._base}nodes", name)
+        node.info = info
         self._peers.append(node)
+        return node
+
+    async def add_node(
+        self,
+        name: str,
+        info: NodeInfo = NodeInfo(),  # noqa: B008 - frozen
+        **fields: Any,
+    ) -> FakeNode:
+        """A node that is known to the router."""
+        node = self.new_node(name, info)
         await node.greet(**fields)
         return node
 
-    async def add_detokenizer(self, name: str, **fields: Any) -> FakeDetokenizer:
+    async def add_detokenizer(self, name: str, model: str = "", **fields: Any) -> FakeDetokenizer:
         """A detokenizer that is known to the router."""
         detokenizer = FakeDetokenizer(self._context, f"{self._base}detokenizers", name)
+        detokenizer.model = model
         self._peers.append(detokenizer)
         await detokenizer.greet(**fields)
         return detokenizer
@@ -269,11 +295,12 @@ def run(
     *,
     set_up: bool = True,
     node_wait_s: float = DEADLINE_S,
+    models: Many[ServedModel] = (ServedModel(),),
 ) -> None:
     """Run a test over real sockets."""
 
     async def on_bench(context: zmq.Context[Any], base: str) -> None:
-        bench = Bench(context, base, node_wait_s)
+        bench = Bench(context, base, node_wait_s, models)
         try:
             if set_up:
                 await bench.set_up()
@@ -939,7 +966,7 @@ def test_a_node_of_another_protocol_is_refused_and_forgotten() -> None:
         assert str(PROTOCOL_VERSION + 1) in refused.reason
         nodes = bench.dispatcher.nodes
         assert nodes.ready() == []
-        assert nodes.model is None
+        assert nodes.model_info("") is None
 
     run(test, set_up=False)
 
@@ -949,7 +976,7 @@ def test_a_detokenizer_of_another_protocol_is_refused_and_forgotten() -> None:
         detokenizer = await bench.add_detokenizer("d0", version=PROTOCOL_VERSION + 1)
         (refused,) = detokenizer.received
         assert isinstance(refused, Refused)
-        assert bench.dispatcher.detokenizers.addresses() == {}
-        assert bench.dispatcher.detokenizers.assign() is None
+        assert bench.dispatcher.detokenizers.addresses("") == {}
+        assert bench.dispatcher.detokenizers.assign("") is None
 
     run(test, set_up=False)
