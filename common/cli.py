@@ -12,7 +12,13 @@ import cyclopts
 from cyclopts import App, Parameter
 from rich.console import Console
 
-from mlxfleet.common.config import FleetOptions, RouterOptions, SchedulerOptions, WorkerOptions
+from mlxfleet.common.config import (
+    FleetOptions,
+    RouterOptions,
+    SchedulerOptions,
+    SimOptions,
+    WorkerOptions,
+)
 from mlxfleet.common.errors import ExitCode, MlxfleetError
 from mlxfleet.common.fleet_specs import Launch
 from mlxfleet.common.launch import launch
@@ -33,6 +39,7 @@ def launch_command(
     fleet: FleetOptions = FleetOptions(),  # noqa: B008
     scheduler: SchedulerOptions = SchedulerOptions(),  # noqa: B008
     worker: WorkerOptions = WorkerOptions(),  # noqa: B008
+    sim: SimOptions = SimOptions(),  # noqa: B008
 ) -> None:
     """Start everything on this machine and serve until stopped.
 
@@ -41,7 +48,11 @@ def launch_command(
     model
         A model folder or a hub id; a small demo model if not given.
     """
-    launch(Launch(model=model, router=router, fleet=fleet, scheduler=scheduler, worker=worker))
+    launch(
+        Launch(
+            model=model, router=router, fleet=fleet, scheduler=scheduler, worker=worker, sim=sim
+        )
+    )
 
 
 @app.command(name="demo-model")

@@ -16,15 +16,27 @@ from mlxfleet.common.config import (
     RouterProcess,
     SchedulerOptions,
     SchedulerProcess,
+    SimNodesProcess,
+    SimOptions,
+    SimWorkerProcess,
     TokenizerProcess,
     WorkerOptions,
     WorkerProcess,
 )
 from mlxfleet.common.errors import ConfigError
 from mlxfleet.common.preflight import API_KEY_ENV
+from mlxfleet.common.sim_specs import check_sim, sim_orders
 from mlxfleet.common.supervisor import ProcessSpec
 
-Process = RouterProcess | TokenizerProcess | DetokenizerProcess | SchedulerProcess | WorkerProcess
+Process = (
+    RouterProcess
+    | TokenizerProcess
+    | DetokenizerProcess
+    | SchedulerProcess
+    | WorkerProcess
+    | SimWorkerProcess
+    | SimNodesProcess
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +48,14 @@ class Launch:
     fleet: FleetOptions
     scheduler: SchedulerOptions
     worker: WorkerOptions
+    sim: SimOptions = SimOptions()
 
     def validated(self) -> Launch:
         """Check every option; ConfigError names the wrong one."""
-        for part in (self.router, self.fleet, self.scheduler, self.worker):
+        for part in (self.router, self.fleet, self.scheduler, self.worker, self.sim):
             config.validated(part)
-        if self.fleet.nodes > 1 and sys.platform == "darwin":
+        check_sim(self.sim, self.worker)
+        if self.fleet.nodes > 1 and self.sim.engine == "mlx" and sys.platform == "darwin":
             raise ConfigError("--nodes: a Mac has one Metal device, so it can be one node only")
         return self
 
@@ -82,6 +96,17 @@ def make_specs(
             trust_remote_code=trust,
         )
         specs.append(process_spec(runtime, "mlxfleet.detokenizer_proc", detokenizer))
+    if options.sim.engine == "sim":
+        orders = sim_orders(
+            options.sim,
+            nodes=options.fleet.nodes,
+            runtime=runtime,
+            model_dir=model_dir,
+            router_address=router.node_address,
+            scheduler=options.scheduler,
+            max_context=options.worker.max_context,
+        )
+        return specs + [process_spec(runtime, module, told) for module, told in orders]
     for i in range(options.fleet.nodes):
         specs += node_specs(options, runtime, model_dir, i, router.node_address)
     return specs

@@ -35,7 +35,8 @@ def launch(options: Launch) -> None:
     router = dataclasses.replace(options.router, port=port)
     options = dataclasses.replace(options, router=router)
     model_dir, model_name = resolve_model(options.model)
-    if sys.platform.startswith("linux") and find_openblas() is None:
+    needs_blas = options.sim.engine == "mlx" and sys.platform.startswith("linux")
+    if needs_blas and find_openblas() is None:
         log.warning(MISSING)
     with runtime_folder() as runtime:
         specs = make_specs(options, runtime, model_dir, model_name, keys)

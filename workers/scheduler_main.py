@@ -41,10 +41,15 @@ STATUS_S = 0.25
 
 
 class SchedulerService(Service):
-    """Wires a Scheduler to its three links."""
+    """Wires a Scheduler to its three links. `context` is given if others in the process share it,
+    who then also end it."""
 
-    def __init__(self, told: SchedulerProcess) -> None:
+    def __init__(
+        self, told: SchedulerProcess, context: zmq.Context[zmq.Socket[bytes]] | None = None
+    ) -> None:
         super().__init__()
+        self._owns_context = context is None
+        self._context = context or zmq.Context()
         self._told = told
         self._scheduler = Scheduler(told.options)
         self._incarnation = new_incarnation()
@@ -59,7 +64,6 @@ class SchedulerService(Service):
 
     async def startup(self) -> None:
         """Bind for the worker, connect to the router."""
-        self._context = zmq.Context()
         self._workers: channels.Channel[WorkerToScheduler, SchedulerToWorker] = channels.server(
             self._context, WorkerToScheduler, self._told.worker_address
         )
@@ -80,7 +84,8 @@ class SchedulerService(Service):
             channel.close()
         self._workers.close()
         self._router.close()
-        self._context.term()
+        if self._owns_context:
+            self._context.term()
 
     def _on_router(self, message: RouterToNode) -> None:
         match message:
