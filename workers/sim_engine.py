@@ -11,6 +11,7 @@ import time
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from mlxfleet.common.kv_sizes import BLOCK_TOKENS
 from mlxfleet.common.messages import Admit, ModelInfo, Prefill, Sampling, Step, Store
@@ -19,7 +20,7 @@ from mlxfleet.workers.sim_faults import Faults
 from mlxfleet.workers.sim_times import SimTimes
 from mlxfleet.workers.sim_tokens import Vocabulary, sequence_key
 
-IDS = "I"
+IDS: Final = "I"
 # A host that is late with a pass makes up for it with the next ones; this much, so that a process
 # that was stopped does not go through in a moment what it has missed.
 CATCH_UP_S = 0.05
@@ -206,7 +207,10 @@ class SimEngine:
         if not self._running and not pieces:
             step.prefilled = step.prefilled + prefilled
             waiting = any(not row.done for row in self._rows.values())
-            self._idle_since = (self._idle_since or now) if waiting else None
+            if not waiting:
+                self._idle_since = None
+            elif self._idle_since is None:
+                self._idle_since = now
             return
         begins_s = now if ended is None else max(ended.ends_s, now - CATCH_UP_S)
         idle_s = now - self._idle_since if self._idle_since is not None else 0.0

@@ -8,6 +8,7 @@ the line appears). A line holds for as long as it is there; `#` begins a comment
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -82,7 +83,7 @@ class Faults:
     def look(self, now_s: float) -> float:
         """Read the file if it is time and it has changed; the seconds until it is time again."""
         if self._file is None:
-            return float("inf")
+            return math.inf
         if now_s >= self._next_look:
             self._next_look = now_s + LOOK_S
             before = self.now
