@@ -49,9 +49,7 @@ def launch_command(
         A model folder or a hub id; a small demo model if not given.
     """
     launch(
-        Launch(
-            model=model, router=router, fleet=fleet, scheduler=scheduler, worker=worker, sim=sim
-        )
+        Launch(model=model, router=router, fleet=fleet, scheduler=scheduler, worker=worker, sim=sim)
     )
 
 

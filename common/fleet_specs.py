@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlxfleet.common import config
@@ -48,7 +48,7 @@ class Launch:
     fleet: FleetOptions
     scheduler: SchedulerOptions
     worker: WorkerOptions
-    sim: SimOptions = SimOptions()
+    sim: SimOptions = field(default_factory=SimOptions)
 
     def validated(self) -> Launch:
         """Check every option; ConfigError names the wrong one."""

@@ -89,7 +89,11 @@ def obey(engine: SimEngine, command: SchedulerToWorker) -> None:
 
 
 def admit(
-    prompt: list[int], output: Iterable[int] = (), rid: str = "a", max_tokens: int = 20, seed: int = 1
+    prompt: list[int],
+    output: Iterable[int] = (),
+    rid: str = "a",
+    max_tokens: int = 20,
+    seed: int = 1,
 ) -> Admit:
     so_far = list(output)
     return Admit(
@@ -124,7 +128,9 @@ class Node:
         self.first_s: dict[str, float] = {}
         self.done_s: dict[str, float] = {}
 
-    def submit(self, rid: str, prompt: list[int], max_tokens: int, output: Iterable[int] = ()) -> None:
+    def submit(
+        self, rid: str, prompt: list[int], max_tokens: int, output: Iterable[int] = ()
+    ) -> None:
         self.tokens[rid] = list(output)
         rejected = self.scheduler.submit(
             Generate(

@@ -28,10 +28,13 @@ from tests.workers.sim_driver import (
 PROMPT = list(range(10, 60))
 
 
-def run_row(command: Admit, engine: SimEngine | None = None, chunk: int = 1000) -> list[int]:
-    """The tokens of a row that runs to its end, its prompt cut into chunks."""
+def run_row(command: Admit, *, chunk: int = 1000) -> list[int]:
+    """The tokens of a row that is alone and runs to its end, its prompt cut into chunks."""
     clock = Clock()
-    engine = engine or engine_of(clock=clock)
+    return run_row_on(engine_of(clock=clock), clock, command, chunk)
+
+
+def run_row_on(engine: SimEngine, clock: Clock, command: Admit, chunk: int = 1000) -> list[int]:
     engine.admit(command)
     left = len(command.token_ids) - 1
     while left > 0:
@@ -78,9 +81,7 @@ def test_tokens_depend_on_neither_neighbours_nor_caches(
 ) -> None:
     options = dataclasses.replace(OPTIONS, sim_kv_tokens=kv_tokens, sim_cache_tokens=cache_tokens)
     node = Node(options, SchedulerOptions(max_running=4))
-    requests = {
-        f"{i}": [7] * shared + [i] * length + [8] for i, length in enumerate(prompts)
-    }
+    requests = {f"{i}": [7] * shared + [i] * length + [8] for i, length in enumerate(prompts)}
     for rid, prompt in requests.items():
         node.submit(rid, prompt, 20)
     node.run(*requests)
@@ -89,16 +90,25 @@ def test_tokens_depend_on_neither_neighbours_nor_caches(
 
 
 def test_a_block_that_holds_something_else_is_noticed() -> None:
-    engine = engine_of()
     right = run_row(admit([1] * 33))
-    engine.admit(admit([9] * 33, rid="other"))
+    assert run_with_cached_block([1] * 33) == right
+    assert run_with_cached_block([9] * 33) != right
+
+
+def run_with_cached_block(stored: list[int]) -> list[int]:
+    """The tokens of [1] * 33 where another row has stored the block that they begin with."""
+    clock = Clock()
+    engine = engine_of(clock=clock)
+    engine.admit(admit(stored, rid="other"))
     engine.prefill(Prefill(["other"], [32]))
     engine.step("")
     engine.store(Store("other", 0, [5]))
-    assert run_row(dataclass_admit([1] * 33, [5]), engine) != right
+    engine.drop("other")
+    next_step(engine, clock)
+    return run_row_on(engine, clock, admit_cached([1] * 33, [5]))
 
 
-def dataclass_admit(token_ids: list[int], blocks: list[int]) -> Admit:
+def admit_cached(token_ids: list[int], blocks: list[int]) -> Admit:
     return Admit(
         rid="a",
         token_ids=token_ids,
@@ -266,7 +276,7 @@ def test_a_hung_engine_stands_still_and_then_goes_on(tmp_path: Path) -> None:
     engine.step("")
     file.write_text("node-0 hang\n")
     for _ in range(100):
-        clock.now += 0.03
+        clock.now += LOOK_S
         assert 0 < engine.due_s() <= LOOK_S
         assert engine.step("").ids == []
     file.unlink()

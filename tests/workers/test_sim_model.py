@@ -67,7 +67,9 @@ def test_bytes_per_token(config: dict[str, Any], expected: int) -> None:
     assert kv_bytes_per_token(config) == expected
 
 
-@pytest.mark.parametrize("config", [{}, {"vocab_size": "many"}, {"vocab_size": 1, "eos_token_id": 0}, []])
+@pytest.mark.parametrize(
+    "config", [{}, {"vocab_size": "many"}, {"vocab_size": 1, "eos_token_id": 0}, []]
+)
 def test_a_folder_that_does_not_say_enough_is_refused(tmp_path: Path, config: Any) -> None:
     with pytest.raises(ModelError, match=r"config\.json"):
         sim_model(write(tmp_path, config), OPTIONS, None)

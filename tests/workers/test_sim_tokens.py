@@ -21,7 +21,12 @@ def key(prompt: list[int], seed: int = 1, temperature: float = 1.0) -> int:
 def test_tokens_stay_what_they_are() -> None:
     """A number that changes here changes the output of nodes of different versions."""
     vocabulary = Vocabulary(49152, [2])
-    assert [vocabulary.token(key([1, 2, 3], seed=7), i) for i in range(4)] == [20416, 7411, 34250, 29]
+    assert [vocabulary.token(key([1, 2, 3], seed=7), i) for i in range(4)] == [
+        20416,
+        7411,
+        34250,
+        29,
+    ]
 
 
 @given(seed=st.integers(-(2**63), 2**63 - 1), position=st.integers(0, 10**6))
