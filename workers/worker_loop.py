@@ -65,7 +65,8 @@ class StepEngine(Protocol):
 
 
 class Worker:
-    """Wires an engine to its scheduler."""
+    """Wires an engine to its scheduler. Whoever runs it gives commands to `obey` and calls `turn`
+    after at most `rest_s`."""
 
     def __init__(
         self,
@@ -89,9 +90,7 @@ class Worker:
         return max(0.0, min(due_s, self._next_heartbeat - time.monotonic()))
 
     def turn(self) -> None:
-        """Obey what has come, step if that is due."""
-        for _, command in self.scheduler.receive():
-            self.obey(command)
+        """Step if that is due, and say so; tell the scheduler regularly that we are here."""
         if self._engine.due_s() <= 0:
             step = self._engine.step(self._epoch)
             if step.rids or step.prefilled:
@@ -159,6 +158,8 @@ class WorkerRun:
         while not self._stopping:
             if (rest_s := self._worker.rest_s()) > 0:
                 self._worker.scheduler.wait(rest_s)
+            for _, command in self._worker.scheduler.receive():
+                self._worker.obey(command)
             self._worker.turn()
 
     def shutdown(self) -> None:

@@ -277,7 +277,7 @@ def test_a_hung_engine_stands_still_and_then_goes_on(tmp_path: Path) -> None:
     file.write_text("node-0 hang\n")
     for _ in range(100):
         clock.now += LOOK_S
-        assert 0 < engine.due_s() <= LOOK_S
+        assert 0 < engine.due_s() <= 1.001 * LOOK_S
         assert engine.step("").ids == []
     file.unlink()
     clock.now += LOOK_S
