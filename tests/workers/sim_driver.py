@@ -3,7 +3,6 @@ stands still until somebody waits."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from mlxfleet.workers.sim_times import SimTimes
 
 EOS = 2
 VOCAB_SIZE = 1000
+MAX_TURNS = 100_000
 OPTIONS = SimOptions(
     engine="sim",
     sim_prefill_tokens_per_s=1000.0,
@@ -114,7 +114,7 @@ def next_step(engine: SimEngine, clock: Clock) -> Step:
 
 @dataclass
 class Node:
-    """A node; `tokens`, `done_s` (when its last token came) and `first_s` of each request."""
+    """A node; of each request its tokens and when, in seconds, the first and the last came."""
 
     options: SimOptions = OPTIONS
     scheduling: SchedulerOptions = field(default_factory=SchedulerOptions)
@@ -128,16 +128,14 @@ class Node:
         self.first_s: dict[str, float] = {}
         self.done_s: dict[str, float] = {}
 
-    def submit(
-        self, rid: str, prompt: list[int], max_tokens: int, output: Iterable[int] = ()
-    ) -> None:
-        self.tokens[rid] = list(output)
+    def submit(self, rid: str, prompt: list[int], max_tokens: int) -> None:
+        self.tokens[rid] = []
         rejected = self.scheduler.submit(
             Generate(
                 rid=rid,
                 detokenizer="d",
                 prompt_ids=prompt,
-                output_ids=list(output),
+                output_ids=[],
                 sampling=Sampling(seed=1, max_tokens=max_tokens),
             )
         )
@@ -147,7 +145,10 @@ class Node:
         """Until the next pass is over."""
         for command in self.scheduler.schedule():
             obey(self.engine, command)
-        for _, tokens in self.scheduler.on_step(next_step(self.engine, self.clock)):
+        step = next_step(self.engine, self.clock)
+        if not step.rids and not step.prefilled:
+            return
+        for _, tokens in self.scheduler.on_step(step):
             for position, rid in enumerate(tokens.rids):
                 assert tokens.starts[position] == len(self.tokens[rid])
                 self.tokens[rid] += tokens.ids[position]
@@ -157,7 +158,8 @@ class Node:
 
     def run(self, *rids: str) -> None:
         """Until these requests are done."""
-        for _ in itertools.count():
+        for _ in range(MAX_TURNS):
             if all(rid in self.done_s for rid in rids):
                 return
             self.turn()
+        raise AssertionError("requests do not end")
