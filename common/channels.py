@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
@@ -136,8 +137,8 @@ class Channel(Generic[In, Out]):
                 yield (parts[0] if self._parts == 2 else b""), message
 
     def wait(self, timeout_s: float) -> bool:
-        """Block until a message is there; False after the timeout."""
-        return bool(self.socket.poll(int(timeout_s * 1000)))
+        """Block until a message is there; False after the timeout, to the next millisecond."""
+        return bool(self.socket.poll(math.ceil(timeout_s * 1000)))
 
     def attach(self, on_message: Callable[[bytes, In], None]) -> None:
         """Call `on_message(sender identity, message)` from the running event loop."""

@@ -17,6 +17,7 @@ from msgspec import Meta
 
 from mlxfleet.common.curve import CurveClient, CurveServer
 from mlxfleet.common.errors import ConfigError
+from mlxfleet.common.kv_sizes import LEAST_CAPACITY
 from mlxfleet.common.messages import NodeInfo
 
 Flat = Parameter(name="*")
@@ -121,6 +122,43 @@ class WorkerOptions:
 
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
+
+
+@Flat
+@dataclass(frozen=True, kw_only=True)
+class SimOptions:
+    """What nodes compute with, and the simulated engine, which stands in for a Mac."""
+
+    engine: Literal["mlx", "sim"] = "mlx"
+    """What nodes compute with: mlx, or sim, which needs no mlx, takes the time that the --sim
+    options say, and gives tokens that depend on prompt, seed and position alone."""
+
+    sim_prefill_tokens_per_s: Annotated[float, Meta(ge=1, le=1e9)] = 2000.0
+    """Prompt tokens that a simulated node computes in a second."""
+
+    sim_step_ms: Annotated[float, Meta(ge=0.1, le=1e6)] = 15.0
+    """Fixed part of a simulated pass, in ms."""
+
+    sim_row_ms: Annotated[float, Meta(ge=0, le=1e6)] = 0.5
+    """What each decoding sequence adds to a simulated pass, in ms."""
+
+    sim_kv_tokens: Annotated[int, Meta(ge=LEAST_CAPACITY)] = 65536
+    """Tokens in a simulated node's KV cache, in slots of 256 tokens and powers of two above."""
+
+    sim_cache_tokens: Annotated[int, Meta(ge=0)] = 65536
+    """Tokens of earlier requests that a simulated node keeps for reuse; 0 for no reuse."""
+
+    sim_slowdown: str = "0:1"
+    """How passes get slower, as SECONDS:FACTOR,... since the start of the worker, straight lines
+    between them: 0:1,60:1.3 takes 1.3 times as long from a minute on."""
+
+    sim_faults: Path | None = None
+    """File with faults of simulated nodes, obeyed while it says so: lines like node-1 hang, node-1
+    slow 3, node-1 exit; * is every node. It may appear, change and go at any time."""
+
+    sim_nodes_per_process: Positive = 1
+    """Simulated nodes that share a process, scheduler and worker; with 1, scheduler and worker are
+    separate processes."""
 
 
 @Flat
@@ -256,6 +294,26 @@ class WorkerProcess:
     options: WorkerOptions
     machine_share: float = 1.0
     """Of the machine's memory and cores, where `options` does not say how much to take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimWorkerProcess:
+    """All that a simulated worker process is told."""
+
+    name: str
+    node: str
+    model_dir: Path
+    scheduler_address: str
+    max_context: int | None
+    options: SimOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimNodesProcess:
+    """All that a process of several simulated nodes is told: for each its scheduler and worker."""
+
+    name: str
+    nodes: tuple[tuple[SchedulerProcess, SimWorkerProcess], ...]
 
 
 T = TypeVar("T")

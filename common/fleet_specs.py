@@ -21,6 +21,9 @@ from mlxfleet.common.config import (
     SchedulerOptions,
     SchedulerProcess,
     ServedModel,
+    SimNodesProcess,
+    SimOptions,
+    SimWorkerProcess,
     TokenizerProcess,
     WorkerOptions,
     WorkerProcess,
@@ -29,9 +32,18 @@ from mlxfleet.common.curve import CurveClient, CurveServer
 from mlxfleet.common.errors import ConfigError
 from mlxfleet.common.messages import NodeInfo
 from mlxfleet.common.preflight import SECRETS_ENV
+from mlxfleet.common.sim_specs import check_sim, sim_orders
 from mlxfleet.common.supervisor import ProcessSpec
 
-Process = RouterProcess | TokenizerProcess | DetokenizerProcess | SchedulerProcess | WorkerProcess
+Process = (
+    RouterProcess
+    | TokenizerProcess
+    | DetokenizerProcess
+    | SchedulerProcess
+    | WorkerProcess
+    | SimWorkerProcess
+    | SimNodesProcess
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +56,21 @@ class Launch:
     fleet: FleetOptions
     scheduler: SchedulerOptions
     worker: WorkerOptions
+    sim: SimOptions = field(default_factory=SimOptions)
 
     def validated(self) -> Launch:
         """Check every option; ConfigError names the wrong one."""
-        for part in (self.router, self.front, self.fleet, self.scheduler, self.worker):
+        for part in (
+            self.router,
+            self.front,
+            self.fleet,
+            self.scheduler,
+            self.worker,
+            self.sim,
+        ):
             config.validated(part)
-        if self.fleet.nodes > 1 and sys.platform == "darwin":
+        check_sim(self.sim, self.worker)
+        if self.fleet.nodes > 1 and self.sim.engine == "mlx" and sys.platform == "darwin":
             raise ConfigError("--nodes: a Mac has one Metal device, so it can be one node only")
         return self
 
@@ -134,6 +155,20 @@ def make_specs(
         trust_remote_code=options.worker.trust_remote_code,
     )
     specs = front_specs(front, runtime)
+    several = options.fleet.nodes > 1
+    if options.sim.engine == "sim":
+        orders = sim_orders(
+            options.sim,
+            names=[f"node-{i}" for i in range(options.fleet.nodes)],
+            runtime=runtime,
+            model_dir=model_dir,
+            router_address=front.links.router,
+            scheduler=options.scheduler,
+            max_context=options.worker.max_context,
+            info=info,
+        )
+        vital = not several
+        return specs + [process_spec(runtime, module, t, vital=vital) for module, t in orders]
     for i in range(options.fleet.nodes):
         node = Node(
             name=f"node-{i}",
@@ -143,7 +178,7 @@ def make_specs(
             worker=options.worker,
             info=info,
             share=1 / options.fleet.nodes,
-            vital=options.fleet.nodes == 1,
+            vital=not several,
         )
         specs += node_specs(node, runtime, i)
     return specs

@@ -30,7 +30,8 @@ def launch(options: Launch) -> None:
     router = dataclasses.replace(options.router, port=port)
     options = dataclasses.replace(options, router=router)
     model_dir, model_name = resolve_model(options.model)
-    warn_without_openblas()
+    if options.sim.engine == "mlx":
+        warn_without_openblas()
     with runtime_folder() as runtime:
         info = node_info(model_name, model_dir)
         specs = make_specs(options, runtime, model_dir, model_name, keys, info)

@@ -64,17 +64,22 @@ LINK_TROUBLE = {
 
 
 class SchedulerService(Service):
-    """Wires a Scheduler to its three links."""
+    """Wires a Scheduler to its three links. `context` is given if others in the process share it,
+    who then also end it."""
 
-    def __init__(self, told: SchedulerProcess) -> None:
+    def __init__(
+        self, told: SchedulerProcess, context: zmq.Context[zmq.Socket[bytes]] | None = None
+    ) -> None:
         super().__init__()
+        self._owns_context = context is None
+        self._context = context or zmq.Context()
         self._told = told
         self._scheduler = Scheduler(told.options)
         self._incarnation = ""
         self._router_session = ""
         self._rejoin_pause_s = 0.0
         self._rejoining: asyncio.TimerHandle | None = None
-        self._joined = asyncio.Event()
+        self.joined = asyncio.Event()
         self._epoch = ""
         self._worker: WorkerStatus | None = None
         self._worker_identity = b""
@@ -86,15 +91,18 @@ class SchedulerService(Service):
         self._router_dropped = 0
 
     async def startup(self) -> None:
-        """Bind for the worker, connect to the router, and wait for both of them."""
-        self._context = zmq.Context()
+        """Connect, and wait for the router and the worker."""
+        self.connect()
+        await self.joined.wait()
+
+    def connect(self) -> None:
+        """Bind for the worker, connect to the router; `joined` is set when both are there."""
         self._workers: channels.Channel[WorkerToScheduler, SchedulerToWorker] = channels.server(
             self._context, WorkerToScheduler, self._told.worker_address
         )
         self._workers.attach(self._on_worker)
         self._connect_router()
         self._reporting = asyncio.create_task(self._report_regularly())
-        await self._joined.wait()
 
     async def shutdown(self) -> None:
         """Close the links."""
@@ -105,7 +113,8 @@ class SchedulerService(Service):
             channel.close()
         self._workers.close()
         self._router.close()
-        self._context.term()
+        if self._owns_context:
+            self._context.term()
 
     def _connect_router(self) -> None:
         """Present ourselves as new: after a lost connection neither side knows what the other has
@@ -219,7 +228,7 @@ class SchedulerService(Service):
 
     def _note_joined(self) -> None:
         if self._router_session and self._worker is not None:
-            self._joined.set()
+            self.joined.set()
 
     def _connect_detokenizer(
         self, name: str, address: str

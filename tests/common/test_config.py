@@ -31,6 +31,9 @@ from mlxfleet.common.config import (
     SchedulerOptions,
     SchedulerProcess,
     SecurityOptions,
+    SimNodesProcess,
+    SimOptions,
+    SimWorkerProcess,
     TokenizerProcess,
     WorkerOptions,
     WorkerProcess,
@@ -45,6 +48,7 @@ OPTIONS = [
     SecurityOptions,
     SchedulerOptions,
     WorkerOptions,
+    SimOptions,
     FleetOptions,
 ]
 EVERY_OPTION = [
@@ -52,6 +56,14 @@ EVERY_OPTION = [
     for kind in OPTIONS
     for field in dataclasses.fields(kind)
 ]
+SIM_WORKER = SimWorkerProcess(
+    name="worker-1",
+    node="node-1",
+    model_dir=Path("relative"),
+    scheduler_address="inproc://worker-1",
+    max_context=None,
+    options=SimOptions(engine="sim", sim_slowdown="0:1,5:2", sim_faults=Path("/tmp/faults")),
+)
 PROCESSES: list[Any] = [
     RouterProcess(
         name="router",
@@ -90,6 +102,22 @@ PROCESSES: list[Any] = [
         max_chunk_tokens=512,
         options=WorkerOptions(memory_gb=1.5, max_context=100),
     ),
+    SIM_WORKER,
+    SimNodesProcess(
+        name="sim-nodes-0",
+        nodes=(
+            (
+                SchedulerProcess(
+                    name="scheduler-1",
+                    node="node-1",
+                    router_address="ipc:///tmp/a",
+                    worker_address="inproc://worker-1",
+                    options=SchedulerOptions(),
+                ),
+                SIM_WORKER,
+            ),
+        ),
+    ),
 ]
 
 
@@ -114,6 +142,10 @@ def test_defaults_are_within_their_limits(kind: Any) -> None:
         (WorkerOptions(max_context=0), "--max-context"),
         (FrontOptions(tokenizers=0), "--tokenizers"),
         (LinkOptions(node_port=70000), "--node-port"),
+        (SimOptions(sim_step_ms=0.0), "--sim-step-ms"),
+        (SimOptions(sim_prefill_tokens_per_s=0.0), "--sim-prefill-tokens-per-s"),
+        (SimOptions(sim_kv_tokens=10), "--sim-kv-tokens"),
+        (SimOptions(sim_nodes_per_process=0), "--sim-nodes-per-process"),
         (FleetOptions(nodes=0), "--nodes"),
     ],
 )
@@ -128,6 +160,7 @@ def test_a_value_beyond_its_limit_names_the_flag(options: object, flag: str) -> 
     [
         (WorkerOptions(kv_bits=3), "--kv-bits"),  # type: ignore[arg-type]
         (WorkerOptions(quantize="q5"), "--quantize"),  # type: ignore[arg-type]
+        (SimOptions(engine="gpu"), "--engine"),  # type: ignore[arg-type]
     ],
 )
 def test_a_choice_that_there_is_not_names_the_flag(options: object, flag: str) -> None:
