@@ -7,6 +7,7 @@ import logging
 import secrets
 import time
 from collections.abc import Sequence as Many
+from functools import partial
 
 import zmq
 
@@ -20,6 +21,7 @@ from mlxfleet.common.errors import (
 from mlxfleet.common.messages import (
     CloseStream,
     Generate,
+    NodeStatus,
     OpenStream,
     Rejected,
     Release,
@@ -29,6 +31,7 @@ from mlxfleet.common.messages import (
 from mlxfleet.router.detokenizers import Detokenizers
 from mlxfleet.router.metrics import Metrics
 from mlxfleet.router.nodes import Nodes
+from mlxfleet.router.routing import Routing
 from mlxfleet.router.sequences import Sequence
 
 log = logging.getLogger(__name__)
@@ -55,12 +58,14 @@ class Dispatcher:
         max_sequences: int,
         node_wait_s: float,
         metrics: Metrics,
+        routing: Routing,
     ) -> None:
         self._sequences: dict[str, Sequence] = {}
         self._reserved = 0
         self._max_sequences = max_sequences
         self._node_wait_s = node_wait_s
         self._metrics = metrics
+        self._routing = routing
         self.detokenizers = Detokenizers(
             context,
             detokenizer_address,
@@ -76,6 +81,7 @@ class Dispatcher:
             detokenizers=self.detokenizers.addresses,
             on_rejected=self._on_rejected,
             on_fresh=self._on_fresh_node,
+            routing=routing,
         )
 
     @property
@@ -99,40 +105,49 @@ class Dispatcher:
         self._reserved -= count
 
     async def start(self, sequences: Many[Sequence]) -> None:
-        """Send sequences to a node. They end by themselves; `release` them in any case."""
-        node = await self.nodes.pick(self._load, self._node_wait_s)
+        """Send sequences to nodes, those of one prompt to the same. They end by themselves;
+        `release` them in any case."""
+        node: str = ""
+        prompt: list[int] | None = None
         for sequence in sequences:
+            if sequence.prompt_ids != prompt:
+                node = await self.nodes.pick(partial(self._choose, sequence), self._node_wait_s)
+                prompt = sequence.prompt_ids
             detokenizer = self.detokenizers.assign()
             if detokenizer is None:
                 raise UnavailableError("no detokenizer is there", retry_after_s=RETRY_AFTER_S)
             sequence.node, sequence.detokenizer = node, detokenizer
             self._sequences[sequence.rid] = sequence
-            self._open(sequence)
-            self._generate(sequence)
+            with self._metrics.timed("send"):
+                self._open(sequence)
+                self._generate(sequence)
 
     def release(self, sequence: Sequence) -> None:
         """Stop a sequence wherever it is, and forget it everywhere."""
         if self._sequences.pop(sequence.rid, None) is not None:
+            self._routing.over(sequence)
             self.nodes.send(sequence.node, Release(sequence.rid))
             self.detokenizers.send(sequence.detokenizer, CloseStream(sequence.rid))
 
     async def watch_nodes(self) -> None:
         """Move sequences away from nodes that cannot go on; runs until it is cancelled."""
         while True:
+            self._routing.keep({peer.name for peer in self.nodes.pool.alive()})
             self.move_stranded(time.monotonic())
             await asyncio.sleep(WATCH_S)
 
     def move_stranded(self, now: float) -> None:
         """Continue every sequence whose node is lost on another. Without another it waits, as long
         as a request may wait for a node. `now` is time.monotonic()."""
-        ready = [status.name for status in self.nodes.ready()]
+        ready = self.nodes.ready()
+        names = {status.name for status in ready}
         for sequence in list(self._sequences.values()):
             if sequence.ended:
                 continue
-            if sequence.node in ready:
+            if sequence.node in names:
                 sequence.stranded_since = None
             elif ready:
-                self._move(sequence, min(ready, key=self._load))
+                self._move(sequence, self._choose(sequence, ready))
             elif sequence.stranded_since is None:
                 sequence.stranded_since = now
             elif now - sequence.stranded_since > self._node_wait_s:
@@ -148,14 +163,16 @@ class Dispatcher:
             return
         log.warning("%s goes on on %s, because %s is lost", sequence.rid, node, sequence.node)
         self._metrics.failovers.inc()
+        self._routing.over(sequence)
         # It may only be stuck, and go on later.
         self.nodes.send(sequence.node, Release(sequence.rid))
         sequence.node = node
         sequence.stranded_since = None
         self._generate(sequence)
 
-    def _load(self, node: str) -> int:
-        return sum(s.node == node and not s.ended for s in self._sequences.values())
+    def _choose(self, sequence: Sequence, ready: list[NodeStatus]) -> str:
+        with self._metrics.timed("route"):
+            return self._routing.choose(sequence, ready)
 
     def _open(self, sequence: Sequence) -> None:
         self.detokenizers.send(
@@ -170,7 +187,7 @@ class Dispatcher:
         )
 
     def _generate(self, sequence: Sequence) -> None:
-        self.nodes.send(
+        sent = self.nodes.send(
             sequence.node,
             Generate(
                 rid=sequence.rid,
@@ -180,6 +197,8 @@ class Dispatcher:
                 sampling=sequence.sampling,
             ),
         )
+        if sent:
+            self._routing.sent(sequence)
 
     def _recover(self, sequence: Sequence) -> None:
         """Open the stream again with what we have, and have the rest sent once more."""
@@ -218,6 +237,7 @@ class Dispatcher:
             # The node restarted between our messages; it continues from what we have.
             self._generate(sequence)
         else:
+            self._routing.over(sequence)
             sequence.fail(rejection_error(message))
 
     def _on_text(self, text: Text) -> None:
@@ -243,6 +263,8 @@ class Dispatcher:
         if logprobs := text.logprobs.get(position):
             pending.logprobs.extend(logprobs[known_ids:])
         if ids:
+            if sequence.last_token is None:
+                self._routing.answered(sequence)
             self._metrics.observe_tokens(sequence, len(ids), now)
         if (finish := text.finish.get(position)) is not None:
             sequence.finish_reason = pending.finish_reason = finish.reason

@@ -32,6 +32,7 @@ Shape = ChatShape | CompletionShape
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
 DRAINING_RETRY_AFTER_S = 10
+SESSION_HEADER = "X-Session-Id"
 encode = msgspec.json.Encoder().encode
 
 
@@ -165,10 +166,14 @@ class Api:
                 raise UnavailableError(
                     "the server is shutting down", retry_after_s=DRAINING_RETRY_AFTER_S
                 )
-            request = parse(kind, await http.read())
-            self._check_model(request.model)
+            body = await http.read()
+            with self._metrics.timed("validate"):
+                request = parse(kind, body)
+                self._check_model(request.model)
             with self._front.room_for(request):
-                generation = await make(request)
+                with self._metrics.timed("tokenize"):
+                    generation = await make(request)
+                generation.belongs_to(http.headers.get(SESSION_HEADER) or request.user)
                 self._metrics.prompt_tokens.inc(generation.prompt_tokens)
                 shape = make_shape(request)
                 answer = self._stream if request.stream else self._whole

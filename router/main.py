@@ -16,6 +16,8 @@ from mlxfleet.router.dispatcher import Dispatcher
 from mlxfleet.router.generation import Front
 from mlxfleet.router.http import Api
 from mlxfleet.router.metrics import FleetCollector, Metrics
+from mlxfleet.router.routing import Routing
+from mlxfleet.router.routing_metrics import RoutingCollector
 from mlxfleet.router.tokenizers import Tokenizers
 
 CUT_OFF_S = 0.1
@@ -35,6 +37,8 @@ class RouterService(Service):
         self._context = zmq.Context()
         metrics = Metrics()
         self._tokenizers = Tokenizers(self._context, told.tokenizer_address, session)
+        routing = Routing(options.routing, max_index_blocks=options.cache_index_blocks)
+        metrics.registry.register(RoutingCollector(routing))
         self._dispatcher = Dispatcher(
             self._context,
             node_address=told.node_address,
@@ -43,6 +47,7 @@ class RouterService(Service):
             max_sequences=options.max_requests,
             node_wait_s=options.node_wait_s,
             metrics=metrics,
+            routing=routing,
         )
         metrics.in_flight.set_function(lambda: self._dispatcher.in_flight)
         pools = {

@@ -28,7 +28,7 @@ class Job:
     """A prompt being tokenized, and by whom ("" while nobody is there)."""
 
     message: TokenizeText | TokenizeChat
-    answer: asyncio.Future[list[list[int]]]
+    answer: asyncio.Future[Tokenized]
     tokenizer: str = ""
     deaths: int = 0
 
@@ -46,8 +46,8 @@ class Tokenizers:
         """Who is there."""
         return self._pool
 
-    async def tokenize(self, message: TokenizeText | TokenizeChat) -> list[list[int]]:
-        """Token ids per prompt. InvalidRequestError if they cannot be encoded,
+    async def tokenize(self, message: TokenizeText | TokenizeChat) -> Tokenized:
+        """Token ids and block hashes per prompt. InvalidRequestError if they cannot be encoded,
         UnavailableError if no tokenizer answers in time."""
         job = Job(message, asyncio.get_running_loop().create_future())
         self._jobs[message.rid] = job
@@ -68,7 +68,7 @@ class Tokenizers:
                 self._assign_again()
             case Tokenized():
                 if (job := self._open_job(message.rid)) is not None:
-                    job.answer.set_result(message.token_ids)
+                    job.answer.set_result(message)
             case TokenizeFailed():
                 if (job := self._open_job(message.rid)) is not None:
                     error = InvalidRequestError(

@@ -4,6 +4,7 @@ real sockets."""
 from __future__ import annotations
 
 import asyncio
+import random
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -47,6 +48,7 @@ from mlxfleet.common.messages import (
 )
 from mlxfleet.router.dispatcher import MAX_MOVES, PROMPT_TAIL_TOKENS, Dispatcher
 from mlxfleet.router.metrics import Metrics
+from mlxfleet.router.routing import Routing
 from mlxfleet.router.sequences import Delta, Sequence
 
 DEADLINE_S = 5.0
@@ -199,6 +201,7 @@ class Bench:
     def __init__(self, context: zmq.Context[Any], base: str, node_wait_s: float) -> None:
         self._context, self._base = context, base
         self.metrics = Metrics()
+        self.routing = Routing("ttft", max_index_blocks=1000, rng=random.Random(1))
         self.dispatcher = Dispatcher(
             context,
             node_address=f"{base}nodes",
@@ -207,6 +210,7 @@ class Bench:
             max_sequences=MAX_SEQUENCES,
             node_wait_s=node_wait_s,
             metrics=self.metrics,
+            routing=self.routing,
         )
         self._peers: list[FakePeer] = []
 
