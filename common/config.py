@@ -24,6 +24,7 @@ Flat = Parameter(name="*")
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(ge=0, le=1e6)]
+Routing = Literal["ttft", "round_robin", "least_loaded", "power_of_two", "session"]
 
 
 @Flat
@@ -70,6 +71,16 @@ class RouterOptions:
 
     node_wait_s: Seconds = 30.0
     """How long a request waits for a node when none can generate."""
+
+    routing: Routing = "ttft"
+    """Which node a request goes to: the one that should give the first token soonest, by what it
+    has cached and has to do (ttft); one after the other; the one with the fewest sequences, of all
+    or of two at random; or, for requests with the header X-Session-Id or the parameter user, the
+    one that the session always goes to."""
+
+    cache_index_blocks: Positive = 1_000_000
+    """Blocks of 32 tokens that the router remembers nodes to have cached, about 170 bytes each; of
+    more it forgets those that were used longest ago."""
 
 
 @Flat

@@ -28,14 +28,14 @@ class Admin:
         ]
 
     async def _fleet(self, http: web.Request) -> web.Response:
-        nodes = self._dispatcher.nodes
+        nodes, loads = self._dispatcher.nodes, self._dispatcher.loads()
         return json(
             {
                 "router": {
                     "sequences": self._admission.sequences,
                     "queued": {p: self._admission.depth(p) for p in PRIORITIES},
                 },
-                "nodes": [self._node(name) for name in sorted(nodes.status)],
+                "nodes": [self._node(name, loads[name]) for name in sorted(nodes.status)],
             }
         )
 
@@ -45,9 +45,9 @@ class Admin:
         if not self._dispatcher.nodes.drain(name, draining):
             known = ", ".join(sorted(self._dispatcher.nodes.status)) or "none"
             raise NodeNotFoundError(f"there is no node {name!r}; known nodes: {known}")
-        return json(self._node(name))
+        return json(self._node(name, self._dispatcher.loads()[name]))
 
-    def _node(self, name: str) -> dict[str, Any]:
+    def _node(self, name: str, sequences: int) -> dict[str, Any]:
         """A node as /fleet shows it."""
         nodes = self._dispatcher.nodes
         status = nodes.status[name]
@@ -59,7 +59,7 @@ class Admin:
             "memory_bytes": status.info.memory_bytes,
             "state": nodes.state(name),
             "breaker": nodes.breaker_state(name),
-            "sequences": self._dispatcher.load(name),
+            "sequences": sequences,
             "silent_s": round(nodes.silent_s(name), 3),
             "tokens_per_s": round(nodes.tokens_per_s(name), 1),
             "running": status.running,

@@ -6,8 +6,10 @@ import asyncio
 import logging
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable
 from collections.abc import Sequence as Many
+from functools import partial
 
 import zmq
 
@@ -23,6 +25,7 @@ from mlxfleet.common.errors import (
 from mlxfleet.common.messages import (
     CloseStream,
     Generate,
+    NodeStatus,
     OpenStream,
     Rejected,
     Release,
@@ -34,6 +37,7 @@ from mlxfleet.router.detokenizers import Detokenizers
 from mlxfleet.router.health import State
 from mlxfleet.router.metrics import Metrics
 from mlxfleet.router.nodes import Nodes
+from mlxfleet.router.routing import Routing
 from mlxfleet.router.sequences import Sequence
 
 log = logging.getLogger(__name__)
@@ -58,6 +62,7 @@ class Dispatcher:
         session: str,
         node_wait_s: float,
         metrics: Metrics,
+        routing: Routing,
         on_nodes_changed: Callable[[], None] = lambda: None,
         models: Many[ServedModel] = (ServedModel(),),
         security: CurveServer | None = None,
@@ -65,6 +70,7 @@ class Dispatcher:
         self._sequences: dict[str, Sequence] = {}
         self._node_wait_s = node_wait_s
         self._metrics = metrics
+        self._routing = routing
         self.detokenizers = Detokenizers(
             context,
             detokenizer_address,
@@ -81,27 +87,35 @@ class Dispatcher:
             detokenizers=self.detokenizers.addresses,
             on_rejected=self._on_rejected,
             on_fresh=self._on_fresh_node,
+            routing=routing,
             on_change=on_nodes_changed,
             on_refused=lambda why: metrics.refused_nodes.labels(why).inc(),
             security=security,
         )
 
     async def start(self, sequences: Many[Sequence]) -> None:
-        """Send sequences of one model to a node. They end by themselves; `release` them in any
-        case."""
-        node = await self.nodes.pick(sequences[0].model, self.load, self._node_wait_s)
+        """Send sequences of one model to nodes, those of one prompt to the same. They end by
+        themselves; `release` them in any case."""
+        node = ""
+        prompt: list[int] | None = None
         for sequence in sequences:
+            if sequence.prompt_ids != prompt:
+                choose = partial(self._choose, sequence)
+                node = await self.nodes.pick(sequence.model, choose, self._node_wait_s)
+                prompt = sequence.prompt_ids
             detokenizer = self.detokenizers.assign(sequence.model)
             if detokenizer is None:
                 raise UnavailableError("no detokenizer is there", retry_after_s=RETRY_AFTER_S)
             sequence.detokenizer = detokenizer
             self._sequences[sequence.rid] = sequence
-            self._open(sequence)
-            self._send_to(sequence, node)
+            with self._metrics.timed("send"):
+                self._open(sequence)
+                self._send_to(sequence, node)
 
     def release(self, sequence: Sequence) -> None:
         """Stop a sequence wherever it is, and forget it everywhere."""
         if self._sequences.pop(sequence.rid, None) is not None:
+            self._routing.over(sequence)
             self.nodes.send(sequence.node, Release(sequence.rid))
             self.nodes.probe_ended(sequence.node, sequence.rid)
             self.detokenizers.send(sequence.detokenizer, CloseStream(sequence.rid))
@@ -116,6 +130,7 @@ class Dispatcher:
             # When this process was held up itself, reports may be waiting that it has not read.
             if now - looked < HELD_UP_S:
                 self.nodes.look(now)
+                self._routing.keep(self.nodes.present())
                 self.move_stranded(now)
             looked = now
 
@@ -133,9 +148,9 @@ class Dispatcher:
                 sequence.stranded_since = None
                 continue
             ready = self.nodes.ready(sequence.model)
-            others = [status.name for status in ready if status.name != sequence.node]
+            others = [status for status in ready if status.name != sequence.node]
             if others:
-                self._move(sequence, min(others, key=self.load), state)
+                self._move(sequence, self._choose(sequence, others), state)
             elif state.well:
                 sequence.stranded_since = None
             elif sequence.stranded_since is None:
@@ -153,6 +168,7 @@ class Dispatcher:
         if sequence.node:
             log.info("%s goes on on %s: %s is %s", sequence.rid, node, sequence.node, state)
             self._metrics.failovers.inc()
+        self._routing.over(sequence)
         # It may only be stuck, and go on later.
         self.nodes.send(sequence.node, Release(sequence.rid))
         self.nodes.probe_ended(sequence.node, sequence.rid)
@@ -164,9 +180,13 @@ class Dispatcher:
         self.nodes.requested(node, sequence.rid)
         self._generate(sequence)
 
-    def load(self, node: str) -> int:
-        """Sequences that a node has."""
-        return sum(s.node == node and not s.ended for s in self._sequences.values())
+    def loads(self) -> Counter[str]:
+        """How many sequences each node has."""
+        return Counter(s.node for s in self._sequences.values() if not s.ended)
+
+    def _choose(self, sequence: Sequence, ready: list[NodeStatus]) -> str:
+        with self._metrics.timed("route"):
+            return self._routing.choose(sequence, ready)
 
     def _open(self, sequence: Sequence) -> None:
         self.detokenizers.send(
@@ -181,7 +201,7 @@ class Dispatcher:
         )
 
     def _generate(self, sequence: Sequence) -> None:
-        self.nodes.send(
+        sent = self.nodes.send(
             sequence.node,
             Generate(
                 rid=sequence.rid,
@@ -191,6 +211,8 @@ class Dispatcher:
                 sampling=sequence.sampling,
             ),
         )
+        if sent:
+            self._routing.sent(sequence)
 
     def _recover(self, sequence: Sequence) -> None:
         """Open the stream again with what we have, and have the rest sent once more."""
@@ -230,10 +252,12 @@ class Dispatcher:
             self._generate(sequence)
         elif message.code == "queue_full":
             # Counts and reports cross; `move_stranded` finds it another place.
+            self._routing.over(sequence)
             self.nodes.probe_ended(node, sequence.rid)
             sequence.node = ""
             sequence.refused_since = sequence.refused_since or time.monotonic()
         else:
+            self._routing.over(sequence)
             if message.code == "failed":
                 self.nodes.failed(node)
             sequence.fail(rejection_error(message))
@@ -263,6 +287,8 @@ class Dispatcher:
         if ids:
             sequence.refused_since = None
             self.nodes.brought_tokens(sequence.node, sequence.rid)
+            if sequence.last_token is None:
+                self._routing.answered(sequence)
             self._metrics.observe_tokens(sequence, len(ids), now)
         if (finish := text.finish.get(position)) is not None:
             sequence.finish_reason = pending.finish_reason = finish.reason

@@ -36,6 +36,7 @@ Shape = ChatShape | CompletionShape
 
 TIMEOUT_HEADER = "X-Request-Timeout"
 DRAINING_RETRY_AFTER_S = 10
+SESSION_HEADER = "X-Session-Id"
 encode = msgspec.json.Encoder().encode
 
 
@@ -164,10 +165,14 @@ class Api:
                 raise UnavailableError(
                     "the server is shutting down", retry_after_s=DRAINING_RETRY_AFTER_S
                 )
-            request = parse(kind, await http.read())
-            ticket = make_ticket(http, request, self._front.catalog.find(request.model))
+            body = await http.read()
+            with self._metrics.timed("validate"):
+                request = parse(kind, body)
+                ticket = make_ticket(http, request, self._front.catalog.find(request.model))
             with self._admission.room_for(ticket):
-                generation = await make(request)
+                with self._metrics.timed("tokenize"):
+                    generation = await make(request)
+                generation.belongs_to(http.headers.get(SESSION_HEADER) or request.user)
                 self._metrics.prompt_tokens.inc(generation.prompt_tokens)
                 shape = make_shape(request)
                 answer = self._stream if request.stream else self._whole

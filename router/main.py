@@ -20,6 +20,8 @@ from mlxfleet.router.dispatcher import Dispatcher
 from mlxfleet.router.generation import Front
 from mlxfleet.router.http import Api
 from mlxfleet.router.metrics import FleetCollector, Metrics
+from mlxfleet.router.routing import Routing
+from mlxfleet.router.routing_metrics import RoutingCollector
 from mlxfleet.router.tokenizers import Tokenizers
 
 CUT_OFF_S = 0.1
@@ -45,6 +47,8 @@ class RouterService(Service):
                 self._context, told.security, metrics.refused_nodes.labels("key").inc
             )
         self._tokenizers = Tokenizers(self._context, told.tokenizer_address, session)
+        routing = Routing(options.routing, max_index_blocks=options.cache_index_blocks)
+        metrics.registry.register(RoutingCollector(routing))
         self._dispatcher = Dispatcher(
             self._context,
             node_address=told.node_address,
@@ -55,6 +59,7 @@ class RouterService(Service):
             on_nodes_changed=lambda: admission.pump(),
             models=told.models,
             security=told.security,
+            routing=routing,
         )
         admission = Admission(
             self._catalog.names,

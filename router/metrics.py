@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from prometheus_client import (
     CollectorRegistry,
@@ -26,6 +27,7 @@ from mlxfleet.router.nodes import Nodes
 from mlxfleet.router.pool import Pool
 from mlxfleet.router.sequences import Sequence
 
+STAGE_SECONDS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 1)
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
@@ -82,6 +84,13 @@ class Metrics:
             ["reason"],
             registry=self.registry,
         )
+        self.stage = Histogram(
+            "mlxfleet_stage_seconds",
+            "What the router's stages of a request take: validate, tokenize, route, send.",
+            ["stage"],
+            buckets=STAGE_SECONDS,
+            registry=self.registry,
+        )
         self.in_flight = Gauge(
             "mlxfleet_sequences_in_flight", "Sequences in the router.", registry=self.registry
         )
@@ -98,6 +107,13 @@ class Metrics:
         for priority in PRIORITIES:
             depth = self.waiting.labels(priority)
             depth.set_function(functools.partial(admission.depth, priority))
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Measure a stage of a request that does not fail."""
+        began = time.perf_counter()
+        yield
+        self.stage.labels(stage).observe(time.perf_counter() - began)
 
     def observe_tokens(self, sequence: Sequence, count: int, now: float) -> None:
         """Record the arrival of `count` tokens at `now` (time.perf_counter)."""
@@ -195,6 +211,21 @@ NodeFigure = tuple[str, str, Callable[[NodeStatus], float]]
 NODE_GAUGES: list[NodeFigure] = [
     ("mlxfleet_queue_depth", "Sequences waiting on the node.", lambda s: s.queued),
     ("mlxfleet_running_rows", "Sequences in the worker.", lambda s: s.running),
+    (
+        "mlxfleet_waiting_prefill_tokens",
+        "Prompt tokens to be computed for sequences on the node.",
+        lambda s: s.queued_prefill_tokens + s.running_prefill_tokens,
+    ),
+    (
+        "mlxfleet_prefill_tokens_per_second",
+        "How fast the node computes prompts beside the rows that decode.",
+        lambda s: s.prefill_tokens_per_s,
+    ),
+    (
+        "mlxfleet_prefix_cache_age_seconds",
+        "For how long the block has not been used that makes room next.",
+        lambda s: s.cold_age_s,
+    ),
     ("mlxfleet_kv_used_bytes", "KV cache reserved.", lambda s: s.kv_used_bytes),
     (
         "mlxfleet_kv_budget_bytes",

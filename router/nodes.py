@@ -16,17 +16,21 @@ from mlxfleet.common.key_files import NAME
 from mlxfleet.common.liveness import PROBE_AFTER_S
 from mlxfleet.common.messages import (
     PROTOCOL_VERSION,
+    KvEvents,
+    KvSnapshot,
     ModelInfo,
     NodeStatus,
     NodeToRouter,
     Rejected,
     RouterToNode,
+    SendKvSnapshot,
 )
 from mlxfleet.router.breaker import Breaker, BreakerState
 from mlxfleet.router.catalog import Catalog
 from mlxfleet.router.claims import NameClaims, Verdict
 from mlxfleet.router.health import NodeHealth, State
 from mlxfleet.router.pool import Greeting, Pool
+from mlxfleet.router.routing import Routing
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +46,8 @@ class Nodes:
     `on_rejected` takes a node's name and its refusal; `on_fresh` the name of a node that has
     restarted; `on_change` is called when requests may have become welcome somewhere.
     `on_refused` takes a word for why a node was not let in.
-    `detokenizers` gives the addresses that nodes of a model send tokens to.
+    `detokenizers` gives the addresses that nodes of a model send tokens to. `routing`
+    hears what nodes report.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class Nodes:
         detokenizers: Callable[[str], dict[str, str]],
         on_rejected: Callable[[str, Rejected], None],
         on_fresh: Callable[[str], None],
+        routing: Routing,
         on_change: Callable[[], None],
         on_refused: Callable[[str], None],
         security: CurveServer | None = None,
@@ -72,6 +78,7 @@ class Nodes:
         self._on_fresh = on_fresh
         self._on_change = on_change
         self._on_refused = on_refused
+        self._routing = routing
         self._changed = asyncio.Event()
         self.pool.channel.attach(self._on_message)
 
@@ -83,6 +90,10 @@ class Nodes:
     def state(self, node: str) -> State:
         """What a node was doing when it was last looked at."""
         return self._states.get(node, State.DEAD)
+
+    def present(self) -> set[str]:
+        """Nodes that are not dead, so that what they have cached counts."""
+        return {name for name, state in self._states.items() if state is not State.DEAD}
 
     def silent_s(self, node: str) -> float:
         """Seconds since a node's last report."""
@@ -179,8 +190,10 @@ class Nodes:
             self.breakers[name].fault(now)
         self._tell()
 
-    async def pick(self, model: str, load: Callable[[str], int], wait_s: float) -> str:
-        """The model's ready node with the least load; waits for one, UnavailableError after
+    async def pick(
+        self, model: str, choose: Callable[[list[NodeStatus]], str], wait_s: float
+    ) -> str:
+        """What is chosen of a model's ready nodes; waits for one, UnavailableError after
         `wait_s`."""
         try:
             async with asyncio.timeout(wait_s):
@@ -189,7 +202,7 @@ class Nodes:
                     await self._changed.wait()
         except TimeoutError as error:
             raise UnavailableError("no node can generate now", retry_after_s=5) from error
-        return min(ready, key=lambda status: load(status.name)).name
+        return choose(ready)
 
     def send(self, node: str, message: RouterToNode) -> bool:
         """Send to a node; False if it is gone. It gets its requests again when it is back."""
@@ -202,6 +215,10 @@ class Nodes:
             case Rejected():
                 if (node := self.pool.name_of(sender)) is not None:
                     self._on_rejected(node, message)
+            case KvEvents() | KvSnapshot():
+                node = self.pool.name_of(sender)
+                if node is not None and self._routing.on_cache(node, message):
+                    self.send(node, SendKvSnapshot())
 
     def _on_status(self, sender: bytes, status: NodeStatus) -> None:
         if not self._may_join(sender, status):
@@ -218,6 +235,8 @@ class Nodes:
         self._health.setdefault(status.name, NodeHealth(status, now)).report(status, now)
         self._look(status.name, now)
         self._tell()
+        if self._routing.on_status(status, fresh=greeting is Greeting.FRESH):
+            self.send(status.name, SendKvSnapshot())
         if greeting is Greeting.FRESH:
             self._on_fresh(status.name)
 

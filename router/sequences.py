@@ -30,7 +30,8 @@ class Sequence:
     """A sequence in flight.
 
     `wakeup` is shared by all sequences of one HTTP request. `output_ids` and `chars` are what has
-    arrived, whether the client has read it or not; `pending` is what it has not. `moves` counts the
+    arrived, whether the client has read it or not; `pending` is what it has not. `block_hashes` are
+    those of the prompt, `session` what the client calls the conversation. `moves` counts the
     nodes that were lost under it, `fruitless_moves` those since its last token; `stranded_since` is
     when its node was last seen to be lost with no other to go to, `refused_since` when a node first
     had no room for it, both in time.monotonic().
@@ -42,6 +43,8 @@ class Sequence:
     stop: list[str]
     wakeup: asyncio.Event
     model: str = ""
+    block_hashes: list[int] = field(default_factory=list)
+    session: str | None = None
     node: str = ""
     detokenizer: str = ""
     output_ids: list[int] = field(default_factory=list)

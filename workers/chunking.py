@@ -140,6 +140,16 @@ class ChunkSizer:
         flat = max(flat - flat % CHUNK_TILE, least)
         return min(flat - rows, self._max_tokens)
 
+    def prefill_rate(self, rows: int) -> float:
+        """Prompt tokens per second beside so many decoding rows, with the passes that have none;
+        0 if no pass was measured."""
+        if not self.cost.known:
+            return 0.0
+        tokens = self.size(rows, 0)
+        seconds = self.cost.pass_s(rows, tokens, 0)
+        seconds += self.rests(rows, tokens, 0) * self.cost.decode_s(rows)
+        return tokens / seconds if seconds > 0 else 0.0
+
     def rests(self, rows: int, tokens: int, start: int) -> int:
         """How many passes without prompt tokens should follow one with so many. Where they are
         cheap beside it, streams run several times as fast for a prompt that takes a little longer.

@@ -33,6 +33,7 @@ from mlxfleet.common.messages import (
     Reset,
     RouterToNode,
     SchedulerToWorker,
+    SendKvSnapshot,
     Step,
     Tokens,
     Welcome,
@@ -46,6 +47,8 @@ from mlxfleet.workers.scheduler import Scheduler
 log = logging.getLogger(__name__)
 
 STATUS_S = 0.25
+# Events of the cache are collected for so long.
+KV_EVENTS_S = 0.02
 FIRST_PAUSE_S = 0.25
 MAX_PAUSE_S = 5.0
 LINK_EVENTS = (
@@ -89,6 +92,7 @@ class SchedulerService(Service):
         self._detokenizers: dict[str, tuple[str, channels.Channel[None, NodeToDetokenizer]]] = {}
         self._undelivered: dict[str, Resend] = {}
         self._router_dropped = 0
+        self._telling: asyncio.TimerHandle | None = None
 
     async def startup(self) -> None:
         """Connect, and wait for the router and the worker."""
@@ -109,6 +113,8 @@ class SchedulerService(Service):
         self._reporting.cancel()
         if self._rejoining is not None:
             self._rejoining.cancel()
+        if self._telling is not None:
+            self._telling.cancel()
         for _, channel in self._detokenizers.values():
             channel.close()
         self._workers.close()
@@ -166,6 +172,8 @@ class SchedulerService(Service):
                 self._scheduler.release(message.rid)
             case Resend():
                 self._resend(message)
+            case SendKvSnapshot():
+                self._scheduler.journal.ask_snapshot()
             case Welcome():
                 self._welcome(message)
             case Refused():
@@ -188,6 +196,16 @@ class SchedulerService(Service):
         """Give the worker what it should do next."""
         for command in self._scheduler.schedule():
             self._workers.send(command, to=self._worker_identity)
+        if self._telling is None and not self._scheduler.journal.empty:
+            self._telling = asyncio.get_running_loop().call_later(KV_EVENTS_S, self._tell_cache)
+
+    def _tell_cache(self) -> None:
+        """Tell the router what has changed in the cache."""
+        if self._telling is not None:
+            self._telling.cancel()
+            self._telling = None
+        for message in self._scheduler.journal.take(self._scheduler.cached_blocks):
+            self._router.send(message)
 
     def _worker_status(self, sender: bytes, status: WorkerStatus) -> None:
         if status.version != PROTOCOL_VERSION:
@@ -293,6 +311,8 @@ class SchedulerService(Service):
         return "hung" if time.monotonic() - self._worker_seen > HUNG_AFTER_S else "ready"
 
     def _send_status(self) -> None:
+        # Before the report, which has the number of the last message.
+        self._tell_cache()
         worker = self._worker
         self._router.send(
             NodeStatus(
@@ -320,6 +340,15 @@ class SchedulerService(Service):
                 worker_dropped_frames=worker.dropped_frames if worker else 0,
                 worker_memory_bytes=worker.memory_bytes if worker else 0,
                 rss_bytes=resident_bytes(),
+                received=self._scheduler.received,
+                queued_prefill_tokens=self._scheduler.queued_prefill_tokens,
+                running_prefill_tokens=self._scheduler.running_prefill_tokens,
+                prefill_tokens_per_s=self._scheduler.prefill_tokens_per_s,
+                decode_step_s=self._scheduler.decode_step_s,
+                decode_row_s=self._scheduler.decode_row_s,
+                sequence_s=self._scheduler.sequence_s,
+                cold_age_s=self._scheduler.cold_age_s,
+                kv_sequence=self._scheduler.journal.sequence,
                 info=self._told.info,
             )
         )

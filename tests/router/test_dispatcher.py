@@ -4,6 +4,7 @@ real sockets."""
 from __future__ import annotations
 
 import asyncio
+import random
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -53,6 +54,7 @@ from mlxfleet.router.breaker import FAULTS_TO_OPEN
 from mlxfleet.router.dispatcher import PROMPT_TAIL_TOKENS, Dispatcher
 from mlxfleet.router.health import State
 from mlxfleet.router.metrics import Metrics
+from mlxfleet.router.routing import Routing
 from mlxfleet.router.sequences import MAX_FRUITLESS_MOVES, Delta, Sequence
 from tests.router.statuses import node_status
 
@@ -194,6 +196,7 @@ class Bench:
     ) -> None:
         self._context, self._base = context, base
         self.metrics = Metrics()
+        self.routing = Routing("ttft", max_index_blocks=1000, rng=random.Random(1))
         self.dispatcher = Dispatcher(
             context,
             node_address=f"{base}nodes",
@@ -202,6 +205,7 @@ class Bench:
             node_wait_s=node_wait_s,
             metrics=self.metrics,
             models=models,
+            routing=self.routing,
         )
         self._peers: list[FakePeer] = []
 
