@@ -84,6 +84,13 @@ def test_a_burst_of_one_prefix_uses_all_nodes_in_the_end() -> None:
     assert min(placed.values()) >= 100
 
 
+def test_a_node_whose_model_cannot_reuse_prefixes_is_promised_none() -> None:
+    bench = Bench(2)
+    bench.nodes = [bench.report(f"n{number}", cold_blocks=0) for number in range(2)]
+    placed = Counter(bench.send([*prompt(1), number]).node for number in range(20))
+    assert min(placed.values()) >= 8
+
+
 def test_nothing_is_left_of_requests_that_are_over() -> None:
     bench = Bench(2)
     sequences = [bench.send(prompt(number)) for number in range(20)]

@@ -3,6 +3,7 @@ much of their prompts each policy finds cached."""
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import itertools
 import random
@@ -168,9 +169,7 @@ class Node:
             cold_age_s=self._tree.age_s,
             kv_sequence=self._journal.sequence,
         )
-        if self._routing.on_status(self.status, fresh=fresh):
-            assert fresh
-            self._journal.ask_snapshot()
+        assert not self._routing.on_status(self.status, fresh=fresh)
         self._clock.after(REPORT_S, self._report)
 
 
@@ -234,7 +233,7 @@ class Replay:
             prompt_ids=prompt,
             sampling=Sampling(seed=0, max_tokens=len(answer)),
             stop=[],
-            wakeup=None,  # type: ignore[arg-type]
+            wakeup=asyncio.Event(),
             block_hashes=block_hashes(prompt),
             session=str(number),
         )

@@ -26,21 +26,32 @@ def test_the_last_state_of_a_block_counts() -> None:
 
 def test_clearing_makes_what_was_before_void() -> None:
     journal = KvJournal()
+    journal.stored(0)
+    take(journal)
     journal.stored(1)
     journal.cleared()
     journal.stored(2)
-    assert take(journal) == [KvEvents(sequence=1, cleared=True, removed=[], stored=[2])]
+    assert take(journal) == [KvEvents(sequence=2, cleared=True, removed=[], stored=[2])]
+
+
+def test_a_journal_that_has_told_nothing_has_nothing_to_clear() -> None:
+    journal = KvJournal()
+    journal.stored(1)
+    journal.cleared()
+    assert journal.empty
 
 
 def test_many_events_are_several_messages() -> None:
     journal = KvJournal()
+    journal.stored(0)
+    take(journal)
     journal.cleared()
     for block in range(HASHES_PER_MESSAGE + 1):
         journal.stored(block)
     first, second = take(journal)
     assert isinstance(first, KvEvents)
     assert first.cleared
-    assert second == KvEvents(sequence=2, cleared=False, removed=[], stored=[HASHES_PER_MESSAGE])
+    assert second == KvEvents(sequence=3, cleared=False, removed=[], stored=[HASHES_PER_MESSAGE])
 
 
 def test_a_snapshot_takes_the_place_of_events() -> None:

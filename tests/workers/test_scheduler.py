@@ -178,6 +178,7 @@ def test_requests_that_are_refused_are_received_too() -> None:
 
 def test_a_new_worker_clears_the_cache() -> None:
     scheduler = make_scheduler()
+    scheduler.journal.stored(1)
     list(scheduler.journal.take(scheduler.cached_blocks))
     scheduler.worker_ready(MODEL)
     (events,) = scheduler.journal.take(scheduler.cached_blocks)
