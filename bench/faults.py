@@ -194,7 +194,7 @@ class Chaos:
     async def _state(self, node: str) -> str:
         async with self._session.get(f"{self._server.spec.url}/fleet") as response:
             fleet: dict[str, Any] = msgspec.json.decode(await response.read())
-        return next(n["state"] for n in fleet["nodes"] if n["name"] == node)
+        return next(str(n["state"]) for n in fleet["nodes"] if n["name"] == node)
 
 
 async def run(options: Options, flags: tuple[str, ...], console: Console) -> int:

@@ -79,7 +79,7 @@ class RouterOptions:
     one that the session always goes to."""
 
     cache_index_blocks: Positive = 1_000_000
-    """Blocks of 32 tokens that the router remembers nodes to have cached, about 170 bytes each; of
+    """Blocks of 32 tokens that the router remembers nodes to have cached, about 120 bytes each; of
     more it forgets those that were used longest ago."""
 
 

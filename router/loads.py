@@ -28,9 +28,9 @@ class Sent:
 
 @dataclass
 class Load:
-    """One node. `lost` of the messages that were sent have not been received."""
+    """One node, which last reported at `at_s`. `lost` of the messages that were sent have never
+    been received."""
 
-    status: NodeStatus
     at_s: float
     sent: int
     lost: int = 0
@@ -50,9 +50,9 @@ class Loads:
         if load is None or fresh:
             if load is not None:
                 self.forget(status.name)
-            self._loads[status.name] = Load(status, now, status.received)
+            self._loads[status.name] = Load(now, status.received)
             return
-        load.status, load.at_s = status, now
+        load.at_s = now
         for rid, sent in list(load.pending.items()):
             if sent.number > status.received + load.lost:
                 if now - sent.at_s <= LOST_AFTER_S:

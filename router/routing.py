@@ -51,6 +51,8 @@ class Routing:
         self.index = CacheIndex(max_index_blocks)
         self.feed = CacheFeed(self.index)
         self.loads = Loads()
+        # Nodes whose model's prefixes can be reused.
+        self._reusing: set[str] = set()
         self._promises: dict[str, Promise] = {}
         self._lingering: deque[tuple[float, Promise]] = deque()
 
@@ -78,8 +80,9 @@ class Routing:
         matched = self.index.matched_blocks(blocks).get(node, 0)
         self.loads.sent(node, sequence.rid, tokens - cached_tokens(tokens, matched), self._now())
         self.index.use(node, blocks)
-        self.index.promise(node, blocks)
-        self._promises[sequence.rid] = Promise(node, blocks)
+        if node in self._reusing:
+            self.index.promise(node, blocks)
+            self._promises[sequence.rid] = Promise(node, blocks)
 
     def answered(self, sequence: Sequence) -> None:
         """A sequence's first token is here."""
@@ -102,6 +105,10 @@ class Routing:
         if fresh:
             self.feed.forget(status.name)
         self.loads.report(status, now, fresh=fresh)
+        if status.model is not None and status.model.cold_blocks:
+            self._reusing.add(status.name)
+        else:
+            self._reusing.discard(status.name)
         return self.feed.on_status(status, now)
 
     def on_cache(self, node: str, message: KvEvents | KvSnapshot) -> bool:
@@ -116,6 +123,7 @@ class Routing:
         """Forget every other node."""
         self.feed.keep(alive)
         self.loads.keep(alive)
+        self._reusing &= alive
 
     # --- promises -----------------------------------------------------------------------------
 

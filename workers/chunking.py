@@ -132,7 +132,8 @@ class ChunkSizer:
         if rows == 0:
             budget_s = IDLE_BUDGETS * self._budget_s
         else:
-            budget_s = max(MARGIN * self._budget_s, DECODE_STEPS_PER_GAP * cost.decode_s(rows))
+            longest_s = max(self._budget_s, DECODE_STEPS_PER_GAP * cost.decode_s(rows))
+            budget_s = MARGIN * longest_s
         left_s = budget_s - cost.decode_s(rows) - cost.prompt_s
         flat = rows + int(min(cost.tokens_in(left_s, start), self._max_tokens))
         # A matrix product of part of a tile takes as long as that of a whole one.

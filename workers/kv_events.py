@@ -39,7 +39,8 @@ class KvJournal:
     def cleared(self) -> None:
         """Nothing is stored any more."""
         self._stored.clear()
-        self._cleared = True
+        # Who has been told nothing has nothing to forget.
+        self._cleared = self.sequence > 0
 
     def ask_snapshot(self) -> None:
         """The router has missed something."""

@@ -18,11 +18,11 @@ from mlxfleet.router.policies.base import Candidate, Prompt
 # As long as no node has measured its speed.
 UNKNOWN_TOKENS_PER_S = 1000.0
 # Decode steps that a request is taken to need.
-DECODE_STEPS = 32
+DECODE_STEPS = 64
 # Of the time that it takes to compute again what another node has.
 STICKINESS = 1.0
 # What is pushed out is more than the prompt: a conversation grows.
-EVICTION = 4.0
+EVICTION = 2.0
 TIE_SHARE = 0.02
 TIE_S = 0.001
 

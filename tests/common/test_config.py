@@ -30,6 +30,7 @@ from mlxfleet.common.config import (
     RouterProcess,
     SchedulerOptions,
     SchedulerProcess,
+    ServedModel,
     SecurityOptions,
     SimNodesProcess,
     SimOptions,
@@ -67,7 +68,7 @@ SIM_WORKER = SimWorkerProcess(
 PROCESSES: list[Any] = [
     RouterProcess(
         name="router",
-        model_name="Modell ü",
+        models=(ServedModel(name="Modell ü", source="x", tokenizer_hash="y"),),
         keys=Keys(api=("one", "two"), admin="three"),
         tokenizer_address="ipc:///tmp/a",
         detokenizer_address="ipc:///tmp/b",

@@ -33,6 +33,8 @@ from mlxfleet.common.messages import (
     FinishReason,
     Generate,
     Hello,
+    KvEvents,
+    KvSnapshot,
     ModelInfo,
     NodeInfo,
     NodeStatus,
@@ -44,6 +46,7 @@ from mlxfleet.common.messages import (
     RouterToDetokenizer,
     RouterToNode,
     Sampling,
+    SendKvSnapshot,
     StreamLost,
     Text,
     TokenText,
@@ -132,6 +135,10 @@ class FakeNode(FakePeer):
         incarnation = f"{self.name}-{self.run}"
         given = {"name": self.name, "incarnation": incarnation, "model": MODEL, "info": self.info}
         return node_status(**{**given, **fields})
+
+    def tell(self, sequence: int, stored: list[int]) -> None:
+        """Say what has come into its cache."""
+        self.channel.send(KvEvents(sequence=sequence, cleared=False, removed=[], stored=stored))
 
     def reject(self, rid: str, code: Any, message: str = "because") -> None:
         """Refuse a request."""
@@ -374,6 +381,65 @@ def test_requests_go_to_the_node_with_the_least_to_do() -> None:
         await bench.start("d")
         assert sorted(m.rid for m in bench.node.work) in (["a", "b"], ["c", "d"])
         assert len(bench.node.work) == len(other.work) == 2
+
+    run(test)
+
+
+def test_sequences_of_different_prompts_are_placed_one_by_one() -> None:
+    async def test(bench: Bench) -> None:
+        other = await bench.add_node("n1")
+        wakeup = asyncio.Event()
+        sampling = Sampling(seed=1, max_tokens=5)
+        await bench.dispatcher.start(
+            [Sequence(str(n), [n] * 50, sampling, [], wakeup) for n in range(4)]
+        )
+        await bench.settle()
+        assert len(bench.node.work) == len(other.work) == 2
+
+    run(test)
+
+
+def test_a_prompt_goes_where_it_is_cached() -> None:
+    async def test(bench: Bench) -> None:
+        nodes = [bench.node, await bench.add_node("n1"), await bench.add_node("n2")]
+        blocks = [11, 12, 13]
+        for node, stored in zip(nodes, ([11], blocks, [12, 13]), strict=True):
+            node.tell(1, stored)
+            await node.greet(kv_sequence=1)
+        prompt = list(range(100))
+        sequence = Sequence(
+            "a", prompt, Sampling(seed=1, max_tokens=5), [], asyncio.Event(), block_hashes=blocks
+        )
+        await bench.dispatcher.start([sequence])
+        assert sequence.node == "n1"
+
+    run(test)
+
+
+def test_a_node_whose_news_were_missed_is_asked_for_everything() -> None:
+    async def test(bench: Bench) -> None:
+        bench.node.tell(2, [12])
+        await bench.node.greet(kv_sequence=2)
+        assert bench.node.work == [SendKvSnapshot()]
+        bench.node.channel.send(KvSnapshot(sequence=3, first=True, last=True, stored=[11, 12]))
+        await bench.node.greet(kv_sequence=3)
+        assert bench.routing.index.blocks_of("n0") == 2
+        assert bench.node.work == [SendKvSnapshot()]
+
+    run(test)
+
+
+def test_a_refused_or_released_request_is_no_load() -> None:
+    async def test(bench: Bench) -> None:
+        first, second = await bench.start("a", "b")
+        assert bench.routing.loads.pending("n0") == 2
+        bench.node.reject("a", "queue_full")
+        await until(lambda: first.ended, "the refusal")
+        assert bench.routing.loads.pending("n0") == 1
+        bench.dispatcher.release(first)
+        bench.dispatcher.release(second)
+        assert bench.routing.loads.pending("n0") == 0
+        assert bench.routing.loads.pending("n1") == 0
 
     run(test)
 

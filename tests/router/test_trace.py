@@ -3,20 +3,24 @@ much of their prompts each policy finds cached."""
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import pytest
+
 from mlxfleet.common.block_hashes import block_hashes
 from mlxfleet.common.config import Routing as RoutingName
 from mlxfleet.common.kv_sizes import BLOCK_TOKENS
-from mlxfleet.common.messages import ModelInfo, NodeStatus, Sampling
+from mlxfleet.common.messages import Sampling
 from mlxfleet.router.routing import Routing
 from mlxfleet.router.sequences import Sequence
 from mlxfleet.workers.kv_events import KvJournal
 from mlxfleet.workers.prefix_tree import Lease, PrefixTree
+from tests.router.reports import make_status
 
 NODES = 4
 CONVERSATIONS = 64
@@ -27,6 +31,7 @@ EVENTS_S = 0.02
 PREFILL_TOKENS_PER_S = 2000.0
 DECODE_STEP_S = 0.02
 ROW_S = 0.0005
+POLICIES: tuple[RoutingName, ...] = ("ttft", "round_robin", "least_loaded", "power_of_two")
 
 
 @dataclass
@@ -164,9 +169,7 @@ class Node:
             cold_age_s=self._tree.age_s,
             kv_sequence=self._journal.sequence,
         )
-        if self._routing.on_status(self.status, fresh=fresh):
-            assert fresh
-            self._journal.ask_snapshot()
+        assert not self._routing.on_status(self.status, fresh=fresh)
         self._clock.after(REPORT_S, self._report)
 
 
@@ -230,7 +233,7 @@ class Replay:
             prompt_ids=prompt,
             sampling=Sampling(seed=0, max_tokens=len(answer)),
             stop=[],
-            wakeup=None,  # type: ignore[arg-type]
+            wakeup=asyncio.Event(),
             block_hashes=block_hashes(prompt),
             session=str(number),
         )
@@ -264,49 +267,16 @@ class Replay:
         return self._rng.choices(range(50_000), k=self._rng.randint(least, most or least))
 
 
-def make_status(name: str, *, cold_blocks: int, **fields: object) -> NodeStatus:
-    """A node's report."""
-    model = ModelInfo(
-        vocab_size=50_000,
-        context_length=100_000,
-        eos_ids=[],
-        kv_budget_bytes=10**9,
-        fixed_bytes=0,
-        bytes_per_token=1,
-        windowed=[],
-        weights_bytes=0,
-        cold_blocks=cold_blocks,
-    )
-    known = {
-        "incarnation": name,
-        "can_generate": True,
-        "max_running": 32,
-        "max_queue": 256,
-        "kv_used_bytes": 0,
-        "steps": 0,
-        "busy_s": 0.0,
-        "idle_s": 0.0,
-        "preemptions": 0,
-        "prefilled_tokens": 0,
-        "cached_tokens": 0,
-        "worker_restarts": 0,
-        "dropped_frames": 0,
-        "worker_dropped_frames": 0,
-        "worker_memory_bytes": 0,
-    }
-    return NodeStatus(name=name, model=model, **known, **fields)  # type: ignore[arg-type]
+@pytest.mark.parametrize("trace", [Trace(24, 2.0, 1), Trace(32, 0.2, 1)], ids=["calm", "busy"])
+def test_conversations_stay_where_their_prefixes_are(trace: Trace) -> None:
+    results = {name: Replay(name, trace).run() for name in POLICIES}
+    shares = {name: round(result.share, 3) for name, result in results.items()}
+    p99_s = {name: round(result.p99_s, 2) for name, result in results.items()}
+    print(f"{trace}: of what an endless cache serves {shares}, p99 TTFT in s {p99_s}")
+    assert shares["ttft"] >= 0.95
+    assert shares["ttft"] > shares["round_robin"] + 0.3
+    assert p99_s["ttft"] < p99_s["round_robin"]
 
 
-if __name__ == "__main__":
-    for at_once, think in (
-        (16, 2.0),
-        (24, 2.0),
-        (32, 2.0),
-        (40, 2.0),
-        (64, 2.0),
-        (24, 10.0),
-        (32, 0.2),
-    ):
-        for name in ("ttft", "session", "round_robin", "least_loaded", "power_of_two"):
-            results = [Replay(name, Trace(at_once, think, seed)).run() for seed in (1, 2)]
-            print(at_once, think, name, *(f"{r.share:.3f} p99 {r.p99_s:.2f}" for r in results))
+def test_a_known_session_is_as_good_as_a_known_prefix() -> None:
+    assert Replay("session", Trace(24, 2.0, 1)).run().share >= 0.95

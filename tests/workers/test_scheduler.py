@@ -29,6 +29,7 @@ from mlxfleet.common.messages import (
     Finish,
     FinishReason,
     Generate,
+    KvEvents,
     ModelInfo,
     NodeStatus,
     NodeToRouter,
@@ -139,6 +140,60 @@ def prefills(commands: Iterable[SchedulerToWorker]) -> list[tuple[str, int]]:
 def dropped(commands: Iterable[SchedulerToWorker]) -> list[str]:
     """Who was dropped, in order."""
     return [command.rid for command in commands if isinstance(command, Drop)]
+
+
+# --- load -----------------------------------------------------------------------------------------
+
+
+def test_prompt_tokens_that_are_to_be_computed_are_counted() -> None:
+    scheduler = make_scheduler(max_running=1)
+    submit(scheduler, "a", "b", prompt_tokens=21)
+    assert (scheduler.received, scheduler.queued_prefill_tokens) == (2, 40)
+    scheduler.schedule()
+    assert (scheduler.queued_prefill_tokens, scheduler.running_prefill_tokens) == (20, 20)
+    run_step(scheduler, prefilled=[("a", 8)])
+    assert scheduler.running_prefill_tokens == 12
+    run_step(scheduler, prefilled=[("a", 12)])
+    assert scheduler.running_prefill_tokens == 0
+    scheduler.release("a")
+    scheduler.release("b")
+    assert (scheduler.queued_prefill_tokens, scheduler.running_prefill_tokens) == (0, 0)
+
+
+def test_what_is_cached_or_being_computed_is_not_expected_to_be_computed_again() -> None:
+    model = msgspec.structs.replace(MODEL, cold_blocks=8)
+    scheduler = make_scheduler(model=model, max_running=1)
+    submit(scheduler, "a", prompt_tokens=70)
+    scheduler.schedule()
+    submit(scheduler, "b", prompt_tokens=80)
+    assert scheduler.queued_prefill_tokens == 79 - 2 * prefix_tree.BLOCK_TOKENS
+
+
+def test_requests_that_are_refused_are_received_too() -> None:
+    scheduler = make_scheduler(max_running=1, max_queue=1)
+    submit(scheduler, "a", "b")
+    assert scheduler.submit(generate("c")) is not None
+    assert scheduler.received == 3
+
+
+def test_a_new_worker_clears_the_cache() -> None:
+    scheduler = make_scheduler()
+    scheduler.journal.stored(1)
+    list(scheduler.journal.take(scheduler.cached_blocks))
+    scheduler.worker_ready(MODEL)
+    (events,) = scheduler.journal.take(scheduler.cached_blocks)
+    assert isinstance(events, KvEvents)
+    assert events.cleared
+
+
+def test_how_long_sequences_run_is_measured_in_the_workers_time() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "a", prompt_tokens=1)
+    scheduler.schedule()
+    step = make_step({"a": 7}, finish={"a": "stop"})
+    step.pass_s, step.idle_s = 2.0, 1.0
+    list(scheduler.on_step(step))
+    assert scheduler.sequence_s == 3.0
 
 
 # --- admission ------------------------------------------------------------------------------------
