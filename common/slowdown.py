@@ -30,7 +30,7 @@ class Slowdown:
 
 def parse_slowdown(text: str) -> Slowdown:
     """Read SECONDS:FACTOR,...; ConfigError says what is wrong with it."""
-    points = []
+    points: list[tuple[float, float]] = []
     for part in text.split(","):
         seconds, colon, factor = part.partition(":")
         try:
