@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import msgspec
 import pytest
 
 from mlxfleet.common.config import ServedModel
 from mlxfleet.common.errors import UnavailableError
+from mlxfleet.common.liveness import HUNG_AFTER_S
 from mlxfleet.common.messages import NodeInfo, Refused, Welcome
 from mlxfleet.router import claims, nodes
 from tests.router.test_dispatcher import MODEL, Bench, FakeNode, run
@@ -90,7 +92,7 @@ def test_sequences_do_not_move_to_another_model() -> None:
         await bench.add_node("nx", info=X)
         await bench.add_node("ny", info=Y)
         (sequence,) = await bench.start("a", model="x")
-        bench.dispatcher.nodes.pool.peers["nx"].last_seen -= 1000
+        bench.dispatcher.nodes.look(time.monotonic() + 2 * HUNG_AFTER_S)
         bench.dispatcher.move_stranded(0.0)
         assert sequence.node == "nx"
         other = await bench.add_node("nx2", info=X)
@@ -117,8 +119,7 @@ def test_a_model_without_nodes_waits_and_says_so() -> None:
 def test_a_second_node_of_a_name_is_refused() -> None:
     async def test(bench: Bench) -> None:
         first = await bench.add_node("n", info=msgspec.structs.replace(X, instance="1"))
-        second = bench.new_node("n", msgspec.structs.replace(X, instance="2"))
-        second.run = 7
+        second = bench.new_node("n", msgspec.structs.replace(X, instance="2"), run=7)
         while not second.received:
             first.channel.send(first.heartbeat())
             second.channel.send(second.heartbeat())
@@ -136,8 +137,7 @@ def test_a_node_takes_the_name_of_one_that_is_gone(monkeypatch: pytest.MonkeyPat
     async def test(bench: Bench) -> None:
         first = await bench.add_node("n", info=msgspec.structs.replace(X, instance="1"))
         assert not refusals(first)
-        second = bench.new_node("n", msgspec.structs.replace(X, instance="2"))
-        second.run = 7
+        second = bench.new_node("n", msgspec.structs.replace(X, instance="2"), run=7)
         while not second.received:
             second.channel.send(second.heartbeat())
             await asyncio.sleep(0.02)
