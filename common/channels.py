@@ -60,8 +60,8 @@ class Channel(Generic[In, Out]):
         self.socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
         self.socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
         self.socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
-        if (bind or connect or "").startswith("tcp://"):
-            self._set_tcp_options()
+        if (address := bind or connect or "").startswith("tcp://"):
+            self._set_tcp_options(address)
         # Messages for a peer that is not connected are not kept for it.
         self.socket.setsockopt(zmq.IMMEDIATE, immediate)
         if security is not None:
@@ -85,8 +85,8 @@ class Channel(Generic[In, Out]):
         if connect is not None:
             self.socket.connect(connect)
 
-    def _set_tcp_options(self) -> None:
-        self.socket.setsockopt(zmq.IPV6, 1)
+    def _set_tcp_options(self, address: str) -> None:
+        self.socket.setsockopt(zmq.IPV6, "[" in address)
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
         self.socket.setsockopt(zmq.HEARTBEAT_IVL, TCP_HEARTBEAT_MS)
         self.socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, TCP_SILENCE_MS)

@@ -18,7 +18,7 @@ from tests.integration.fleet import COMMAND, wait_for
 from tests.integration.joined import Cable, Front, Node
 from tests.integration.streams import Stream
 
-TOKENS = 400
+TOKENS = 1500
 LONG = {
     "prompt": "once upon a time",
     "max_tokens": TOKENS,
@@ -192,7 +192,7 @@ def test_two_models_on_one_router(tiny_model: Path, tmp_path: Path) -> None:
         with pytest.raises(openai.APIStatusError, match="no node has loaded the model"):
             client.completions.create(model="other", prompt="Hi", max_tokens=4)
         with Node("--router", front.node_address, "--model", str(other), "--name", "o"):
-            asked = {"prompt": "Hi", "max_tokens": 16, "temperature": 0}
+            asked = {"prompt": "once upon a time", "max_tokens": 16, "temperature": 0}
             texts = {
                 model: client.completions.create(
                     model=model, extra_body={"ignore_eos": True}, **asked
@@ -202,7 +202,10 @@ def test_two_models_on_one_router(tiny_model: Path, tmp_path: Path) -> None:
             assert texts["tiny"].choices[0].text != texts["other"].choices[0].text
             assert [answer.model for answer in texts.values()] == ["tiny", "other"]
             for name in ("t", "o"):
-                assert front.metric("mlxfleet_prefilled_tokens_total", node=name) > 0
+                wait_for(
+                    lambda name=name: front.metric("mlxfleet_worker_steps_total", node=name),
+                    f"{name} to tell of its work",
+                )
             with pytest.raises(openai.NotFoundError):
                 client.completions.create(model="none", prompt="Hi")
             status, body, _ = front.post("/v1/completions", {"prompt": "Hi"})

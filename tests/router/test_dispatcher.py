@@ -79,9 +79,9 @@ class FakePeer:
 
     receives: Any = None
 
-    def __init__(self, context: zmq.Context[Any], address: str, name: str) -> None:
+    def __init__(self, context: zmq.Context[Any], address: str, name: str, run: int = 0) -> None:
         self.name = name
-        self.run = 0
+        self.run = run
         self._context, self._address = context, address
         self._connect()
 
@@ -229,9 +229,9 @@ class Bench:
         self.detokenizer = await self.add_detokenizer("d0")
         self.node = await self.add_node("n0")
 
-    def new_node(self, name: str, info: NodeInfo) -> FakeNode:
-        """A node that has not said anything yet."""
-        node = FakeNode(self._context, f"{self._base}nodes", name)
+    def new_node(self, name: str, info: NodeInfo, run: int = 0) -> FakeNode:
+        """A node that has not said anything yet, after so many runs."""
+        node = FakeNode(self._context, f"{self._base}nodes", name, run)
         node.info = info
         self._peers.append(node)
         return node

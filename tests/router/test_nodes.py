@@ -117,8 +117,7 @@ def test_a_model_without_nodes_waits_and_says_so() -> None:
 def test_a_second_node_of_a_name_is_refused() -> None:
     async def test(bench: Bench) -> None:
         first = await bench.add_node("n", info=msgspec.structs.replace(X, instance="1"))
-        second = bench.new_node("n", msgspec.structs.replace(X, instance="2"))
-        second.run = 7
+        second = bench.new_node("n", msgspec.structs.replace(X, instance="2"), run=7)
         while not second.received:
             first.channel.send(first.heartbeat())
             second.channel.send(second.heartbeat())
@@ -136,8 +135,7 @@ def test_a_node_takes_the_name_of_one_that_is_gone(monkeypatch: pytest.MonkeyPat
     async def test(bench: Bench) -> None:
         first = await bench.add_node("n", info=msgspec.structs.replace(X, instance="1"))
         assert not refusals(first)
-        second = bench.new_node("n", msgspec.structs.replace(X, instance="2"))
-        second.run = 7
+        second = bench.new_node("n", msgspec.structs.replace(X, instance="2"), run=7)
         while not second.received:
             second.channel.send(second.heartbeat())
             await asyncio.sleep(0.02)
