@@ -151,10 +151,11 @@ class Channel(Generic[In, Out]):
         if self._loop is not None:
             self._loop.remove_reader(self.socket.fileno())
             self._loop = None
-        if self._monitor is not None:
-            asyncio.get_running_loop().remove_reader(self._monitor.fileno())
+        if (monitor := self._monitor) is not None:
+            asyncio.get_running_loop().remove_reader(monitor.fileno())
             self._monitor = None
             self.socket.disable_monitor()
+            monitor.close()
         self.socket.close()
 
     def _decode(self, parts: list[bytes]) -> In | None:

@@ -82,7 +82,8 @@ def run_router(command: RouterCommand) -> None:
 def served_models(models: Sequence[str], served_name: str | None) -> list[tuple[ServedModel, Path]]:
     """What is told of each model, and its folder. ConfigError if two have the same name."""
     found: dict[str, tuple[ServedModel, Path]] = {}
-    for model in models or [None]:
+    wanted: Sequence[str | None] = models or [None]
+    for model in wanted:
         folder, source = resolve_model(model, weights=False)
         name = served_name or source
         if name in found:
