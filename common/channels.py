@@ -31,6 +31,9 @@ RECONNECT_MAX_MS = 5_000
 # A cut link is a lost connection after this much silence, in ms.
 TCP_HEARTBEAT_MS = 500
 TCP_SILENCE_MS = 2_000
+# Where packets are dropped, the system itself would try a connection for minutes.
+TCP_CONNECT_MS = 2_000
+TCP_HANDSHAKE_MS = 5_000
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -88,6 +91,8 @@ class Channel(Generic[In, Out]):
     def _set_tcp_options(self, address: str) -> None:
         self.socket.setsockopt(zmq.IPV6, "[" in address)
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
+        self.socket.setsockopt(zmq.CONNECT_TIMEOUT, TCP_CONNECT_MS)
+        self.socket.setsockopt(zmq.HANDSHAKE_IVL, TCP_HANDSHAKE_MS)
         self.socket.setsockopt(zmq.HEARTBEAT_IVL, TCP_HEARTBEAT_MS)
         self.socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, TCP_SILENCE_MS)
 

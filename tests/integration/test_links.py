@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -183,15 +184,18 @@ def test_plain_links_stay_on_this_machine(tiny_model: Path) -> None:
 def test_two_models_on_one_router(tiny_model: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     write_tiny_model(other, seed=1)
-    with (
-        Front("--model", str(tiny_model), "--model", str(other)) as front,
-        Node("--router", front.node_address, "--model", str(tiny_model), "--name", "t"),
-    ):
+    models = ["--model", str(tiny_model), "--model", str(other)]
+    with contextlib.ExitStack() as stack:
+        # Nodes are told `*` instead of a host, and put in the one that they used.
+        front = Front(*models, "--node-host", "0.0.0.0", "--insecure-links")
+        stack.enter_context(front)
+        address = f"tcp://127.0.0.1:{front.node_address.rpartition(':')[2]}"
+        stack.enter_context(Node("--router", address, "--model", str(tiny_model), "--name", "t"))
         client = front.client()
         assert {model.id for model in client.models.list()} == {"tiny", "other"}
         with pytest.raises(openai.APIStatusError, match="no node has loaded the model"):
             client.completions.create(model="other", prompt="Hi", max_tokens=4)
-        with Node("--router", front.node_address, "--model", str(other), "--name", "o"):
+        with Node("--router", address, "--model", str(other), "--name", "o"):
             asked = {"prompt": "once upon a time", "max_tokens": 16, "temperature": 0}
             texts = {
                 model: client.completions.create(

@@ -600,6 +600,23 @@ def test_a_resend_from_before_a_move_does_not_kill_the_scheduler() -> None:
     assert tokens.ids == [[50, 51, 7]]
 
 
+def test_everything_is_sent_again_over_a_link_that_was_lost() -> None:
+    scheduler = decoded(7)
+    assert scheduler.resends_for("d0") == [Resend("a", "d0", 0)]
+    assert scheduler.resends_for("d1") == []
+
+
+def test_tokens_from_elsewhere_are_not_sent_again_without_their_log_probabilities() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "a", prompt_tokens=1, output_ids=[50, 51])
+    scheduler.schedule()
+    with_logprobs(scheduler, 7, 8)
+    (resend,) = scheduler.resends_for("d0")
+    assert resend.start == 2
+    _, tokens = scheduler.resend(resend)
+    assert [entry.logprob for entry in tokens.logprobs[0]] == [-7, -8]
+
+
 # --- memory ---------------------------------------------------------------------------------------
 
 
