@@ -207,7 +207,7 @@ class SecurityOptions:
     """Who may join over TCP."""
 
     keys: Path | None = None
-    """Folder with this side's CURVE keys, made by `mlxfleet keys`."""
+    """Folder with this side's CURVE keys, made by mlxfleet keys."""
 
     insecure_links: bool = False
     """Let TCP links leave this machine without keys: unencrypted, and open to everybody."""

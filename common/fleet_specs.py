@@ -87,7 +87,7 @@ class FrontLinks:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Front:
+class FrontEnd:
     """A front end: a router, and processes that know text for each of its models."""
 
     models: Sequence[tuple[ServedModel, Path]]
@@ -146,7 +146,7 @@ def make_specs(
         source=info.model,
         tokenizer_hash=info.tokenizer_hash,
     )
-    front = Front(
+    front = FrontEnd(
         models=[(served, model_dir)],
         router=options.router,
         options=options.front,
@@ -184,7 +184,7 @@ def make_specs(
     return specs
 
 
-def front_specs(front: Front, runtime: Path) -> list[ProcessSpec]:
+def front_specs(front: FrontEnd, runtime: Path) -> list[ProcessSpec]:
     """The router, tokenizers and detokenizers. Writes their orders into the private folder."""
     router = RouterProcess(
         name="router",

@@ -19,7 +19,7 @@ from mlxfleet.common.config import (
     ServedModel,
 )
 from mlxfleet.common.errors import ConfigError
-from mlxfleet.common.fleet_specs import Front, front_specs, tcp_links
+from mlxfleet.common.fleet_specs import FrontEnd, front_specs, tcp_links
 from mlxfleet.common.launch import url_of
 from mlxfleet.common.links import advertised_host, bind_host, free_ports, router_security
 from mlxfleet.common.model_files import resolve_model
@@ -61,7 +61,7 @@ def run_router(command: RouterCommand) -> None:
     models = served_models(command.models, command.router.served_model_name)
     ports = free_ports(host, command.link.node_port, 1 + len(models) * command.front.detokenizers)
     advertised = advertised_host(command.link)
-    front = Front(
+    front = FrontEnd(
         models=models,
         router=router,
         options=command.front,

@@ -162,9 +162,14 @@ class Scheduler:
         """Whether a sequence is here, in any state."""
         return rid in self._sequences
 
-    def rids_for(self, detokenizer: str) -> list[str]:
-        """Sequences whose tokens go to a certain detokenizer."""
-        return [s.rid for s in self._sequences.values() if s.detokenizer == detokenizer]
+    def resends_for(self, detokenizer: str) -> list[Resend]:
+        """What brings a detokenizer all that may have been lost on the way to it: every token, or
+        with log-probabilities those that have one, which are all that was sent from here."""
+        return [
+            Resend(s.rid, detokenizer, len(s.output_ids) - len(s.logprobs) if s.logprobs else 0)
+            for s in self._sequences.values()
+            if s.detokenizer == detokenizer
+        ]
 
     def release_all(self) -> None:
         """Forget everything: the router that asked is gone."""

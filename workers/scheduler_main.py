@@ -257,8 +257,8 @@ class SchedulerService(Service):
 
         def on_link(event: zmq.Event) -> None:
             # What was on its way may be lost, and for a last token no gap would ever show it.
-            for rid in self._scheduler.rids_for(name):
-                self._undelivered[rid] = Resend(rid, name, 0)
+            for resend in self._scheduler.resends_for(name):
+                self._undelivered[resend.rid] = resend
             if event is not zmq.Event.DISCONNECTED:
                 log.error("%s does not let us in: %s", address, LINK_TROUBLE[event])
                 # ZeroMQ does not try again; the next Welcome makes us do so.

@@ -99,6 +99,7 @@ class Cable:
         for end in (source, sink):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+        source.close()
 
     def cut(self) -> None:
         """Break every connection; new ones get through."""
@@ -112,9 +113,6 @@ class Cable:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        ends = list(self._ends)
         self.cut()
         for thread in self._threads:
             thread.join(timeout=10)
-        for end in ends:
-            end.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from tests.integration.fleet import COMMAND, wait_for
 from tests.integration.joined import Cable, Front, Node
 from tests.integration.streams import Stream
 
-TOKENS = 400
+TOKENS = 1500
 LONG = {
     "prompt": "once upon a time",
     "max_tokens": TOKENS,
@@ -183,16 +184,19 @@ def test_plain_links_stay_on_this_machine(tiny_model: Path) -> None:
 def test_two_models_on_one_router(tiny_model: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     write_tiny_model(other, seed=1)
-    with (
-        Front("--model", str(tiny_model), "--model", str(other)) as front,
-        Node("--router", front.node_address, "--model", str(tiny_model), "--name", "t"),
-    ):
+    models = ["--model", str(tiny_model), "--model", str(other)]
+    with contextlib.ExitStack() as stack:
+        # Nodes are told `*` instead of a host, and put in the one that they used.
+        front = Front(*models, "--node-host", "0.0.0.0", "--insecure-links")
+        stack.enter_context(front)
+        address = f"tcp://127.0.0.1:{front.node_address.rpartition(':')[2]}"
+        stack.enter_context(Node("--router", address, "--model", str(tiny_model), "--name", "t"))
         client = front.client()
         assert {model.id for model in client.models.list()} == {"tiny", "other"}
         with pytest.raises(openai.APIStatusError, match="no node has loaded the model"):
             client.completions.create(model="other", prompt="Hi", max_tokens=4)
-        with Node("--router", front.node_address, "--model", str(other), "--name", "o"):
-            asked = {"prompt": "Hi", "max_tokens": 16, "temperature": 0}
+        with Node("--router", address, "--model", str(other), "--name", "o"):
+            asked = {"prompt": "once upon a time", "max_tokens": 16, "temperature": 0}
             texts = {
                 model: client.completions.create(
                     model=model, extra_body={"ignore_eos": True}, **asked
@@ -202,7 +206,10 @@ def test_two_models_on_one_router(tiny_model: Path, tmp_path: Path) -> None:
             assert texts["tiny"].choices[0].text != texts["other"].choices[0].text
             assert [answer.model for answer in texts.values()] == ["tiny", "other"]
             for name in ("t", "o"):
-                assert front.metric("mlxfleet_prefilled_tokens_total", node=name) > 0
+                wait_for(
+                    lambda name=name: front.metric("mlxfleet_worker_steps_total", node=name),
+                    f"{name} to tell of its work",
+                )
             with pytest.raises(openai.NotFoundError):
                 client.completions.create(model="none", prompt="Hi")
             status, body, _ = front.post("/v1/completions", {"prompt": "Hi"})

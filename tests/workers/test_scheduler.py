@@ -655,6 +655,23 @@ def test_a_resend_from_before_a_move_does_not_kill_the_scheduler() -> None:
     assert tokens.ids == [[50, 51, 7]]
 
 
+def test_everything_is_sent_again_over_a_link_that_was_lost() -> None:
+    scheduler = decoded(7)
+    assert scheduler.resends_for("d0") == [Resend("a", "d0", 0)]
+    assert scheduler.resends_for("d1") == []
+
+
+def test_tokens_from_elsewhere_are_not_sent_again_without_their_log_probabilities() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "a", prompt_tokens=1, output_ids=[50, 51])
+    scheduler.schedule()
+    with_logprobs(scheduler, 7, 8)
+    (resend,) = scheduler.resends_for("d0")
+    assert resend.start == 2
+    _, tokens = scheduler.resend(resend)
+    assert [entry.logprob for entry in tokens.logprobs[0]] == [-7, -8]
+
+
 # --- memory ---------------------------------------------------------------------------------------
 
 
@@ -1182,7 +1199,8 @@ def test_a_request_that_comes_between_two_workers_is_not_blamed() -> None:
                 options=SchedulerOptions(max_attempts=1),
             )
         )
-        await service.startup()
+        # It ends when a router has let the node in, which this one never does.
+        starting = asyncio.create_task(service.startup())
         try:
             first = worker_process(context, base + "worker", "first")
             await until(lambda: first.received, "the first worker's reset")
@@ -1194,6 +1212,7 @@ def test_a_request_that_comes_between_two_workers_is_not_blamed() -> None:
             await until(lambda: second.of(Admit) or router.of(Rejected), "an answer")
             assert [message.rid for message in second.of(Admit)] == ["a"]
         finally:
+            starting.cancel()
             await service.shutdown()
 
     with sockets() as (context, base):
