@@ -19,6 +19,7 @@ from mlxfleet.common.messages import (
     Sampling,
     Step,
     Text,
+    Tokenized,
     TokenLogprobs,
     Tokens,
     TokenTextLogprobs,
@@ -75,6 +76,15 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
     return simple[hint]
 
 
+COLUMNS: dict[type[Struct], tuple[str, ...]] = {
+    Prefill: ("rids", "tokens"),
+    Step: ("rids", "ids"),
+    Tokens: ("rids", "starts", "ids"),
+    Text: ("rids", "starts", "ids", "offsets", "texts"),
+    Tokenized: ("token_ids", "block_hashes"),
+}
+
+
 def structs(kind: type[Struct]) -> st.SearchStrategy[Any]:
     """Structs of a type, with columns that fit each other."""
     fields = {
@@ -82,7 +92,7 @@ def structs(kind: type[Struct]) -> st.SearchStrategy[Any]:
         for name, hint in get_type_hints(kind, include_extras=True).items()
         if not name.startswith("__")
     }
-    if kind in (Prefill, Step, Tokens, Text, Tokenized):
+    if kind in COLUMNS:
         return columns(kind, fields)
     return st.builds(kind, **fields)
 
