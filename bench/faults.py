@@ -1,10 +1,11 @@
-"""Streams under faults: nodes are killed, stopped and drained at random, and every stream has to be
-the same as in an undisturbed run.
+"""Streams under faults: processes of nodes are killed and stopped, links cut and nodes drained at
+random, and every stream has to be the same as in an undisturbed run.
 
-Usage: `python -m mlxfleet.bench.faults --model DIR [--faults 50] [LAUNCH_FLAG ...]`
+Usage: `python -m mlxfleet.bench.faults --model DIR [--faults 50] [NODE_FLAG ...]`
 
-Streams run in a loop, half of them greedy and half seeded. After each fault the node is seen to be
-lost in /fleet, which is timed, and has to be ready again before the next.
+A router and its nodes run as on hosts of their own, with keys, over TCP. Streams run in a loop,
+half of them greedy and half seeded. After each fault the node is seen to be lost in /fleet, which
+is timed, and has to be ready again before the next. Linux only, for its loopback addresses.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,21 +22,21 @@ from typing import Annotated, Any
 import aiohttp
 import cyclopts
 import msgspec
-import psutil
 import uvloop
 from msgspec import Struct
 from rich.console import Console
 from rich.table import Table
 
 from mlxfleet.bench.client import Load, failure_of, request
-from mlxfleet.bench.processes import process_name
+from mlxfleet.bench.far_fleet import FarNode, far_fleet
 from mlxfleet.bench.result import RequestResult
-from mlxfleet.bench.servers import Server, ServerError, mlxfleet_spec, serving
+from mlxfleet.bench.servers import ServerError
 
-KINDS = ("kill scheduler", "kill worker", "stop scheduler", "stop worker", "drain")
-# What the router should have noticed by then; a drain is known at once.
-NOTICED_WITHIN_S = {"kill": 1.0, "stop": 3.0, "drain": 1.0}
-STOPPED_S = 4.0
+KINDS = ("kill scheduler", "kill worker", "stop scheduler", "stop worker", "cut link", "drain")
+# What the router should have noticed by then. A link that is cut says nothing, like one that hangs.
+NOTICED_WITHIN_S = {"kill": 1.0, "stop": 3.0, "cut": 3.0, "drain": 1.0}
+LASTING_S = 4.0
+TAKING = ("ready", "busy")
 POLL_S = 0.01
 READY_TIMEOUT_S = 60.0
 LARGEST_PAUSE_S = 1.0
@@ -137,49 +137,45 @@ def first_difference(result: RequestResult, expected: RequestResult) -> str:
 
 
 class Chaos:
-    """Makes faults happen in a fleet."""
+    """Makes faults happen to nodes."""
 
-    def __init__(self, session: aiohttp.ClientSession, server: Server, rng: random.Random) -> None:
+    def __init__(self, session: aiohttp.ClientSession, url: str, rng: random.Random) -> None:
         self._session = session
-        self._server = server
+        self._url = url
         self._rng = rng
 
-    async def fault(self, kind: str, number: int) -> Fault:
+    async def fault(self, kind: str, node: FarNode) -> Fault:
         """One fault from its start until the node is ready again."""
-        node = f"node-{number}"
-        action, _, role = kind.partition(" ")
-        process = self._process(f"{role}-{number}") if role else None
+        action, _, what = kind.partition(" ")
+        process = node.process(what) if action in ("kill", "stop") else None
         began = time.perf_counter()
-        if process is None:
-            await self._admin("drain", node)
-        elif action == "kill":
-            process.kill()
-        else:
-            process.suspend()
+        match action:
+            case "kill" if process is not None:
+                process.kill()
+            case "stop" if process is not None:
+                process.suspend()
+            case "cut":
+                node.link.cut()
+            case _:
+                await self._admin("drain", node.name)
         try:
-            await self._until(lambda state: state not in ("ready", "busy"), node, f"{kind} {node}")
+            await self._until(lambda state: state not in TAKING, node.name, f"{kind} {node.name}")
             noticed_s = time.perf_counter() - began
             if action != "kill":
-                await asyncio.sleep(max(0.0, self._rng.random() * STOPPED_S))
+                await asyncio.sleep(self._rng.random() * LASTING_S)
         finally:
-            if process is None:
-                await self._admin("undrain", node)
-            elif action == "stop":
-                process.resume()
-        await self._until(lambda state: state in ("ready", "busy"), node, f"{node} to be back")
-        return Fault(kind=kind, node=node, noticed_s=noticed_s)
-
-    def _process(self, name: str) -> psutil.Process:
-        for child in psutil.Process(self._server.pid).children(recursive=True):
-            try:
-                if process_name(child) == name:
-                    return child
-            except psutil.NoSuchProcess:
-                continue
-        raise ServerError(f"there is no process {name}")
+            match action:
+                case "stop" if process is not None:
+                    process.resume()
+                case "cut":
+                    node.link.mend()
+                case "drain":
+                    await self._admin("undrain", node.name)
+        await self._until(lambda state: state in TAKING, node.name, f"{node.name} to be back")
+        return Fault(kind=kind, node=node.name, noticed_s=noticed_s)
 
     async def _admin(self, action: str, node: str) -> None:
-        url = f"{self._server.spec.url}/admin/{action}/{node}"
+        url = f"{self._url}/admin/{action}/{node}"
         async with self._session.post(url) as response:
             response.raise_for_status()
 
@@ -192,7 +188,7 @@ class Chaos:
         raise ServerError(f"still waiting for {what} after {READY_TIMEOUT_S:.0f} s")
 
     async def _state(self, node: str) -> str:
-        async with self._session.get(f"{self._server.spec.url}/fleet") as response:
+        async with self._session.get(f"{self._url}/fleet") as response:
             fleet: dict[str, Any] = msgspec.json.decode(await response.read())
         return next(str(n["state"]) for n in fleet["nodes"] if n["name"] == node)
 
@@ -200,33 +196,30 @@ class Chaos:
 async def run(options: Options, flags: tuple[str, ...], console: Console) -> int:
     """Start a fleet, run the streams, make the faults; the number of things that went wrong."""
     rng = random.Random(options.seed)
-    spec = mlxfleet_spec(options.model, ["--nodes", str(options.nodes), *flags])
     faults: list[Fault] = []
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log"
-        async with (
-            serving(spec, log) as server,
-            aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=300)
-            ) as session,
-        ):
-            streams = Streams(options, spec.url)
-            chaos = Chaos(session, server, rng)
-            await streams.learn(session)
-            over = asyncio.Event()
-            async with asyncio.TaskGroup() as tasks:
-                for stream in range(options.streams):
-                    tasks.create_task(streams.run_on(session, stream, over))
-                for number in range(options.faults):
-                    await asyncio.sleep(rng.random() * LARGEST_PAUSE_S)
-                    fault = await chaos.fault(rng.choice(KINDS), rng.randrange(options.nodes))
-                    faults.append(fault)
-                    console.print(
-                        f"{number + 1}/{options.faults}: {fault.kind} {fault.node}, noticed in"
-                        f" {fault.noticed_s:.2f} s; {streams.finished} streams ended,"
-                        f" {len(streams.wrong)} wrong"
-                    )
-                over.set()
+    async with (
+        far_fleet(options.model, options.nodes, flags) as fleet,
+        aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=300)
+        ) as session,
+    ):
+        streams = Streams(options, fleet.url)
+        chaos = Chaos(session, fleet.url, rng)
+        await streams.learn(session)
+        over = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            for stream in range(options.streams):
+                tasks.create_task(streams.run_on(session, stream, over))
+            for number in range(options.faults):
+                await asyncio.sleep(rng.random() * LARGEST_PAUSE_S)
+                fault = await chaos.fault(rng.choice(KINDS), rng.choice(fleet.nodes))
+                faults.append(fault)
+                console.print(
+                    f"{number + 1}/{options.faults}: {fault.kind} {fault.node}, noticed in"
+                    f" {fault.noticed_s:.2f} s; {streams.finished} streams ended,"
+                    f" {len(streams.wrong)} wrong"
+                )
+            over.set()
     Console().print(table(faults))
     late = [f for f in faults if f.noticed_s > NOTICED_WITHIN_S[f.kind.split()[0]]]
     print(f"{streams.finished} streams ended, {len(streams.wrong)} of them wrong")

@@ -13,6 +13,7 @@ import contextlib
 import gc
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -31,6 +32,9 @@ log = logging.getLogger(__name__)
 
 STATUS_FD_ENV = "MLXFLEET_STATUS_FD"
 PARENT_GONE_GRACE_S = 1.0
+
+# Sockets and files of a process: a client connection, or about ten for a simulated node.
+MAX_FILES = 16_384
 
 T = TypeVar("T")
 
@@ -100,8 +104,18 @@ def bootstrap(process_type: type[T]) -> T:
     setproctitle.setproctitle(f"mlxfleet: {name}")
     # The parent turns Ctrl-C into an orderly stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    allow_many_files()
     threading.Thread(target=exit_with_parent, name="parent-watch", daemon=True).start()
     return told
+
+
+def allow_many_files() -> None:
+    """Raise the number of open files as far as this user may; by default macOS allows 256."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(MAX_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def configure_logging(name: str) -> None:

@@ -6,20 +6,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import resource
 
 import zmq
 
 from mlxfleet.common.config import SimNodesProcess
 from mlxfleet.common.messages import SchedulerToWorker
-from mlxfleet.common.process import Service, run_service
+from mlxfleet.common.process import MAX_FILES, Service, run_service
 from mlxfleet.workers.scheduler_main import SchedulerService
 from mlxfleet.workers.sim_main import make_engine
 from mlxfleet.workers.sim_model import sim_model
 from mlxfleet.workers.worker_loop import Worker
-
-# Sockets and files of a process; a node has about ten.
-MAX_FILES = 16_384
 
 
 class SharedWorker:
@@ -66,7 +62,6 @@ class SimNodesService(Service):
 
     async def startup(self) -> None:
         """Read the model's configuration once, start all nodes."""
-        allow_many_files()
         self._context = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, MAX_FILES)
         _, first = self._told.nodes[0]
@@ -88,15 +83,6 @@ class SimNodesService(Service):
         for scheduler in self._schedulers:
             await scheduler.shutdown()
         self._context.term()
-
-
-def allow_many_files() -> None:
-    """Raise the number of open files as far as this user may; by default macOS allows 256."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(MAX_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 if __name__ == "__main__":
