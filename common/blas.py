@@ -4,9 +4,12 @@ glibc would return every large one to the kernel."""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 PATTERNS = (
     "/usr/lib/*-linux-gnu/openblas-pthread/libopenblas.so.0",
@@ -49,3 +52,9 @@ def worker_environment(threads: int | None) -> dict[str, str]:
         "OPENBLAS_NUM_THREADS": str(threads),
         "OPENBLAS_THREAD_TIMEOUT": THREAD_TIMEOUT,
     }
+
+
+def warn_without_openblas() -> None:
+    """Say so if MLX will be slow on this machine."""
+    if sys.platform.startswith("linux") and find_openblas() is None:
+        log.warning(MISSING)

@@ -17,6 +17,9 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from mlxfleet.common.curve import Security
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +27,10 @@ MAX_FRAME_BYTES = 64 * 1024 * 1024
 HIGH_WATER_MARK = 20_000
 MESSAGES_PER_TURN = 256
 RECONNECT_MS = 50
+RECONNECT_MAX_MS = 5_000
+# A cut link is a lost connection after this much silence, in ms.
+TCP_HEARTBEAT_MS = 500
+TCP_SILENCE_MS = 2_000
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -45,12 +52,20 @@ class Channel(Generic[In, Out]):
         bind: str | None = None,
         connect: str | None = None,
         identity: str | None = None,
+        security: Security = None,
+        immediate: bool = False,
     ) -> None:
         self.socket: zmq.Socket[bytes] = context.socket(kind)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
         self.socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
         self.socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
+        if (bind or connect or "").startswith("tcp://"):
+            self._set_tcp_options()
+        # Messages for a peer that is not connected are not kept for it.
+        self.socket.setsockopt(zmq.IMMEDIATE, immediate)
+        if security is not None:
+            security.apply(self.socket)
         if identity is not None:
             self.socket.setsockopt(zmq.IDENTITY, identity.encode())
         if kind == zmq.ROUTER:
@@ -61,6 +76,7 @@ class Channel(Generic[In, Out]):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._on_message: Callable[[bytes, In], None] | None = None
         self._turn_scheduled = False
+        self._monitor: zmq.Socket[bytes] | None = None
         self.dropped_frames = 0
         self.unsent = 0
         if bind is not None:
@@ -69,9 +85,29 @@ class Channel(Generic[In, Out]):
         if connect is not None:
             self.socket.connect(connect)
 
-    def connect(self, address: str) -> None:
-        """Connect to one more peer."""
-        self.socket.connect(address)
+    def _set_tcp_options(self) -> None:
+        self.socket.setsockopt(zmq.IPV6, 1)
+        self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
+        self.socket.setsockopt(zmq.HEARTBEAT_IVL, TCP_HEARTBEAT_MS)
+        self.socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, TCP_SILENCE_MS)
+
+    def watch(self, events: int, on_event: Callable[[zmq.Event], None]) -> None:
+        """Call `on_event` from the running event loop for connections made, lost or refused:
+        those of the socket monitor's `events`."""
+        loop = asyncio.get_running_loop()
+        monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(events)
+
+        def read() -> None:
+            while self._monitor is monitor:
+                try:
+                    frames = monitor.recv_multipart(zmq.NOBLOCK)
+                except zmq.Again:
+                    return
+                on_event(zmq.Event(parse_monitor_message(frames)["event"]))
+
+        self._monitor = monitor
+        loop.add_reader(monitor.fileno(), read)
+        loop.call_soon(read)
 
     def send(self, message: Out, to: bytes | None = None) -> bool:
         """Send without blocking. False if the peer is gone or its buffer is full."""
@@ -115,6 +151,10 @@ class Channel(Generic[In, Out]):
         if self._loop is not None:
             self._loop.remove_reader(self.socket.fileno())
             self._loop = None
+        if self._monitor is not None:
+            asyncio.get_running_loop().remove_reader(self._monitor.fileno())
+            self._monitor = None
+            self.socket.disable_monitor()
         self.socket.close()
 
     def _decode(self, parts: list[bytes]) -> In | None:
@@ -155,11 +195,15 @@ def remove_stale_socket(address: str) -> None:
             os.unlink(address.removeprefix("ipc://"))
 
 
-def server(context: zmq.Context[Any], receives: Any, bind: str) -> Channel[Any, Any]:
+def server(
+    context: zmq.Context[Any], receives: Any, bind: str, security: Security = None
+) -> Channel[Any, Any]:
     """A channel that many clients connect to."""
-    return Channel(context, zmq.ROUTER, receives, bind=bind)
+    return Channel(context, zmq.ROUTER, receives, bind=bind, security=security)
 
 
-def client(context: zmq.Context[Any], receives: Any, connect: str, name: str) -> Channel[Any, Any]:
+def client(
+    context: zmq.Context[Any], receives: Any, connect: str, name: str, security: Security = None
+) -> Channel[Any, Any]:
     """A channel to one server, under an identity that is new in every incarnation."""
-    return Channel(context, zmq.DEALER, receives, connect=connect, identity=name)
+    return Channel(context, zmq.DEALER, receives, connect=connect, identity=name, security=security)

@@ -12,10 +12,21 @@ import cyclopts
 from cyclopts import App, Parameter
 from rich.console import Console
 
-from mlxfleet.common.config import FleetOptions, RouterOptions, SchedulerOptions, WorkerOptions
+from mlxfleet.common.config import (
+    FleetOptions,
+    FrontOptions,
+    LinkOptions,
+    RouterOptions,
+    SchedulerOptions,
+    SecurityOptions,
+    WorkerOptions,
+)
 from mlxfleet.common.errors import ExitCode, MlxfleetError
 from mlxfleet.common.fleet_specs import Launch
+from mlxfleet.common.key_files import DEFAULT_NODE, write_keys
 from mlxfleet.common.launch import launch
+from mlxfleet.common.run_node import NodeCommand, run_node
+from mlxfleet.common.run_router import RouterCommand, run_router
 
 app = App(
     name="mlxfleet",
@@ -30,6 +41,7 @@ def launch_command(
     *,
     model: str | None = None,
     router: RouterOptions = RouterOptions(),  # noqa: B008 - frozen
+    front: FrontOptions = FrontOptions(),  # noqa: B008
     fleet: FleetOptions = FleetOptions(),  # noqa: B008
     scheduler: SchedulerOptions = SchedulerOptions(),  # noqa: B008
     worker: WorkerOptions = WorkerOptions(),  # noqa: B008
@@ -41,7 +53,101 @@ def launch_command(
     model
         A model folder or a hub id; a small demo model if not given.
     """
-    launch(Launch(model=model, router=router, fleet=fleet, scheduler=scheduler, worker=worker))
+    launch(
+        Launch(
+            model=model,
+            router=router,
+            front=front,
+            fleet=fleet,
+            scheduler=scheduler,
+            worker=worker,
+        )
+    )
+
+
+@app.command(name="router")
+def router_command(
+    *,
+    model: Annotated[list[str] | None, Parameter(negative=())] = None,
+    options: RouterOptions = RouterOptions(),  # noqa: B008
+    front: FrontOptions = FrontOptions(),  # noqa: B008
+    link: LinkOptions = LinkOptions(),  # noqa: B008
+    security: SecurityOptions = SecurityOptions(),  # noqa: B008
+    trust_remote_code: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Start a front end, which nodes on this and other machines join.
+
+    Parameters
+    ----------
+    model
+        A model folder or a hub id, of which only the tokenizer is needed; may be given several
+        times; a small demo model if not given.
+    trust_remote_code
+        Run Python code that comes with a model's tokenizer.
+    """
+    run_router(
+        RouterCommand(
+            models=model or [],
+            router=options,
+            front=front,
+            link=link,
+            security=security,
+            trust_remote_code=trust_remote_code,
+        )
+    )
+
+
+@app.command(name="node")
+def node_command(
+    *,
+    router: str,
+    model: str | None = None,
+    name: str | None = None,
+    security: SecurityOptions = SecurityOptions(),  # noqa: B008
+    scheduler: SchedulerOptions = SchedulerOptions(),  # noqa: B008
+    worker: WorkerOptions = WorkerOptions(),  # noqa: B008
+) -> None:
+    """Start a compute node on this machine, which joins a router and comes back to it for ever.
+
+    Parameters
+    ----------
+    router
+        Where the router listens for nodes: tcp://HOST:PORT.
+    model
+        A model folder or a hub id; a small demo model if not given.
+    name
+        The node's name; made once per machine and kept if not given.
+    """
+    run_node(
+        NodeCommand(
+            router=router,
+            model=model,
+            name=name,
+            security=security,
+            scheduler=scheduler,
+            worker=worker,
+        )
+    )
+
+
+@app.command(name="keys")
+def keys_command(
+    *,
+    out: Annotated[Path, Parameter(help="Folder to write into.")],
+    node: Annotated[list[str] | None, Parameter(negative=())] = None,
+) -> None:
+    """Make CURVE keys: a pair for the router, and one for the nodes.
+
+    Parameters
+    ----------
+    node
+        A node that gets a pair of its own, named after its --name; may be given several times.
+        Without it, all nodes share the pair `node`.
+    """
+    for path in write_keys(out, node or [DEFAULT_NODE]):
+        print(f"wrote {path}")
+    print("The router's host needs router.secret and every node's .public file.")
+    print("A node's host needs router.public and that node's .secret file.")
 
 
 @app.command(name="demo-model")

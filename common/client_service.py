@@ -24,14 +24,14 @@ class ClientService(Service):
         self.context: zmq.Context[Any] = zmq.Context()
         self._incarnation = new_incarnation()
 
-    def connect(self, receives: Any, address: str, *, token_address: str = "") -> None:
+    def connect(self, receives: Any, address: str, *, model: str, token_address: str = "") -> None:
         """Connect to the router and start presenting ourselves."""
         identity = f"{self.name}:{self._incarnation}"
         self.router: channels.Channel[Any, Any] = channels.client(
             self.context, receives, address, identity
         )
         self.router.attach(lambda _, message: self._on_router(message))
-        self._greeting = asyncio.create_task(self._greet_regularly(token_address))
+        self._greeting = asyncio.create_task(self._greet_regularly(model, token_address))
 
     def dropped_frames(self) -> int:
         """Malformed frames on all our links."""
@@ -56,7 +56,7 @@ class ClientService(Service):
             case _:
                 self.on_message(message)
 
-    async def _greet_regularly(self, token_address: str) -> None:
+    async def _greet_regularly(self, model: str, token_address: str) -> None:
         while True:
             self.router.send(
                 Hello(
@@ -65,6 +65,7 @@ class ClientService(Service):
                     dropped_frames=self.dropped_frames(),
                     rss_bytes=resident_bytes(),
                     token_address=token_address,
+                    model=model,
                 )
             )
             await asyncio.sleep(HEARTBEAT_S)

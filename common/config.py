@@ -15,7 +15,9 @@ import msgspec
 from cyclopts import Parameter
 from msgspec import Meta
 
+from mlxfleet.common.curve import CurveClient, CurveServer
 from mlxfleet.common.errors import ConfigError
+from mlxfleet.common.messages import NodeInfo
 
 Flat = Parameter(name="*")
 Port = Annotated[int, Meta(ge=0, le=65535)]
@@ -113,8 +115,8 @@ class WorkerOptions:
 
 @Flat
 @dataclass(frozen=True, kw_only=True)
-class FleetOptions:
-    """How many processes of a kind `launch` starts."""
+class FrontOptions:
+    """How many processes stand around the router, for each model."""
 
     tokenizers: Positive = 1
     """Tokenizer processes."""
@@ -122,9 +124,53 @@ class FleetOptions:
     detokenizers: Positive = 1
     """Detokenizer processes."""
 
+
+@Flat
+@dataclass(frozen=True, kw_only=True)
+class LinkOptions:
+    """Where nodes on other machines reach a front end."""
+
+    node_host: str = "127.0.0.1"
+    """Address to listen on for nodes."""
+
+    node_port: Port = 8100
+    """Port for nodes to join at; the detokenizers take the ports after it, one each. 0 takes free
+    ones."""
+
+    advertise_host: str | None = None
+    """Name or address under which nodes reach the detokenizers; by default --node-host, or if that
+    means all addresses, the one under which a node has reached the router."""
+
+
+@Flat
+@dataclass(frozen=True, kw_only=True)
+class SecurityOptions:
+    """Who may join over TCP."""
+
+    keys: Path | None = None
+    """Folder with this side's CURVE keys, made by `mlxfleet keys`."""
+
+    insecure_links: bool = False
+    """Let TCP links leave this machine without keys: unencrypted, and open to everybody."""
+
+
+@Flat
+@dataclass(frozen=True, kw_only=True)
+class FleetOptions:
+    """How many nodes `launch` starts."""
+
     nodes: Positive = 1
     """Compute nodes, each with the model. More than one only without Metal: two processes on one
     Metal device have caused kernel panics."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """A model of a router: its name in the API, and what a node has to have to serve it."""
+
+    name: str = ""
+    source: str = ""
+    tokenizer_hash: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,33 +178,39 @@ class RouterProcess:
     """All that a router process is told. Addresses are ZeroMQ endpoints that it binds."""
 
     name: str
-    model_name: str
+    models: tuple[ServedModel, ...]
     api_keys: tuple[str, ...]
     tokenizer_address: str
     detokenizer_address: str
     node_address: str
     options: RouterOptions
+    security: CurveServer | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerProcess:
-    """All that a tokenizer process is told."""
+    """All that a tokenizer process is told. `model` is the model's name in the API."""
 
     name: str
     model_dir: Path
     router_address: str
     trust_remote_code: bool
+    model: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetokenizerProcess:
-    """All that a detokenizer process is told; it binds `token_address` for nodes."""
+    """All that a detokenizer process is told; it binds `token_address` for nodes, which know it
+    as `advertised_address` if that is another. `model` is the model's name in the API."""
 
     name: str
     model_dir: Path
     router_address: str
     token_address: str
     trust_remote_code: bool
+    model: str = ""
+    advertised_address: str = ""
+    security: CurveServer | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +222,8 @@ class SchedulerProcess:
     router_address: str
     worker_address: str
     options: SchedulerOptions
+    info: NodeInfo = NodeInfo()
+    security: CurveClient | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

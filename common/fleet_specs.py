@@ -1,26 +1,32 @@
-"""Which processes a one-machine fleet has, and what each is told."""
+"""Which processes a front end and a node have, and what each is told."""
 
 from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlxfleet.common import config
+from mlxfleet.common.addresses import tcp_address
 from mlxfleet.common.blas import worker_environment
 from mlxfleet.common.config import (
     DetokenizerProcess,
     FleetOptions,
+    FrontOptions,
     RouterOptions,
     RouterProcess,
     SchedulerOptions,
     SchedulerProcess,
+    ServedModel,
     TokenizerProcess,
     WorkerOptions,
     WorkerProcess,
 )
+from mlxfleet.common.curve import CurveClient, CurveServer
 from mlxfleet.common.errors import ConfigError
+from mlxfleet.common.messages import NodeInfo
 from mlxfleet.common.preflight import API_KEY_ENV
 from mlxfleet.common.supervisor import ProcessSpec
 
@@ -33,82 +39,172 @@ class Launch:
 
     model: str | None
     router: RouterOptions
+    front: FrontOptions = FrontOptions()
     fleet: FleetOptions
     scheduler: SchedulerOptions
     worker: WorkerOptions
 
     def validated(self) -> Launch:
         """Check every option; ConfigError names the wrong one."""
-        for part in (self.router, self.fleet, self.scheduler, self.worker):
+        for part in (self.router, self.front, self.fleet, self.scheduler, self.worker):
             config.validated(part)
         if self.fleet.nodes > 1 and sys.platform == "darwin":
             raise ConfigError("--nodes: a Mac has one Metal device, so it can be one node only")
         return self
 
 
-def make_specs(
-    options: Launch, runtime: Path, model_dir: Path, model_name: str, keys: tuple[str, ...]
-) -> list[ProcessSpec]:
-    """Write each process's orders into the private runtime folder; return how to start them."""
+@dataclass(frozen=True, kw_only=True)
+class FrontLinks:
+    """Where a front end listens for nodes: its router, and each detokenizer, whose addresses nodes
+    are told as `advertised`."""
 
-    def address(name: str) -> str:
-        return f"ipc://{runtime}/{name}.sock"
+    router: str
+    tokens: Sequence[str]
+    advertised: Sequence[str]
+    security: CurveServer | None = None
 
-    trust = options.worker.trust_remote_code
-    router = RouterProcess(
-        name="router",
-        model_name=options.router.served_model_name or model_name,
-        api_keys=keys,
-        tokenizer_address=address("tokenizers"),
-        detokenizer_address=address("detokenizers"),
-        node_address=address("nodes"),
-        options=options.router,
+
+@dataclass(frozen=True, kw_only=True)
+class Front:
+    """A front end: a router, and processes that know text for each of its models."""
+
+    models: Sequence[tuple[ServedModel, Path]]
+    router: RouterOptions
+    options: FrontOptions
+    links: FrontLinks
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A compute node. `share` is its part of the machine."""
+
+    name: str
+    model_dir: Path
+    router_address: str
+    scheduler: SchedulerOptions
+    worker: WorkerOptions
+    info: NodeInfo
+    share: float = 1.0
+    security: CurveClient | None = None
+
+
+def local_links(runtime: Path, detokenizers: int) -> FrontLinks:
+    """Unix sockets for nodes on this machine."""
+    tokens = [f"ipc://{runtime}/tokens-{i}.sock" for i in range(detokenizers)]
+    return FrontLinks(router=f"ipc://{runtime}/nodes.sock", tokens=tokens, advertised=tokens)
+
+
+def tcp_links(
+    host: str, advertised_host: str, ports: Sequence[int], security: CurveServer | None
+) -> FrontLinks:
+    """TCP ports for nodes anywhere: the first for the router, one more per detokenizer."""
+    return FrontLinks(
+        router=tcp_address(host, ports[0]),
+        tokens=[tcp_address(host, port) for port in ports[1:]],
+        advertised=[tcp_address(advertised_host, port) for port in ports[1:]],
+        security=security,
     )
-    specs = [process_spec(runtime, "mlxfleet.router", router, stop_order=0, stop_grace_s=None)]
-    for i in range(options.fleet.tokenizers):
-        tokenizer = TokenizerProcess(
-            name=f"tokenizer-{i}",
-            model_dir=model_dir,
-            router_address=router.tokenizer_address,
-            trust_remote_code=trust,
-        )
-        specs.append(process_spec(runtime, "mlxfleet.tokenizer_proc", tokenizer))
-    for i in range(options.fleet.detokenizers):
-        detokenizer = DetokenizerProcess(
-            name=f"detokenizer-{i}",
-            model_dir=model_dir,
-            router_address=router.detokenizer_address,
-            token_address=address(f"tokens-{i}"),
-            trust_remote_code=trust,
-        )
-        specs.append(process_spec(runtime, "mlxfleet.detokenizer_proc", detokenizer))
+
+
+def make_specs(
+    options: Launch,
+    runtime: Path,
+    model_dir: Path,
+    model_name: str,
+    keys: tuple[str, ...],
+    info: NodeInfo = NodeInfo(),  # noqa: B008 - frozen
+) -> list[ProcessSpec]:
+    """A front end and its nodes, all on one machine. `info` is what the nodes tell of it."""
+    served = ServedModel(
+        name=options.router.served_model_name or model_name,
+        source=info.model,
+        tokenizer_hash=info.tokenizer_hash,
+    )
+    front = Front(
+        models=[(served, model_dir)],
+        router=options.router,
+        options=options.front,
+        links=local_links(runtime, options.front.detokenizers),
+        api_keys=keys,
+        trust_remote_code=options.worker.trust_remote_code,
+    )
+    specs = front_specs(front, runtime)
     for i in range(options.fleet.nodes):
-        specs += node_specs(options, runtime, model_dir, i, router.node_address)
+        node = Node(
+            name=f"node-{i}",
+            model_dir=model_dir,
+            router_address=front.links.router,
+            scheduler=options.scheduler,
+            worker=options.worker,
+            info=info,
+            share=1 / options.fleet.nodes,
+        )
+        specs += node_specs(node, runtime, i)
     return specs
 
 
-def node_specs(
-    options: Launch, runtime: Path, model_dir: Path, index: int, router_address: str
-) -> list[ProcessSpec]:
-    """A compute node: its scheduler and its worker."""
-    share = 1 / options.fleet.nodes
+def front_specs(front: Front, runtime: Path) -> list[ProcessSpec]:
+    """The router, tokenizers and detokenizers. Writes their orders into the private folder."""
+    router = RouterProcess(
+        name="router",
+        models=tuple(served for served, _ in front.models),
+        api_keys=front.api_keys,
+        tokenizer_address=f"ipc://{runtime}/tokenizers.sock",
+        detokenizer_address=f"ipc://{runtime}/detokenizers.sock",
+        node_address=front.links.router,
+        options=front.router,
+        security=front.links.security,
+    )
+    specs = [process_spec(runtime, "mlxfleet.router", router, stop_order=0, stop_grace_s=None)]
+    for position, (served, model_dir) in enumerate(front.models):
+        for i in range(front.options.tokenizers):
+            tokenizer = TokenizerProcess(
+                name=f"tokenizer-{position * front.options.tokenizers + i}",
+                model_dir=model_dir,
+                router_address=router.tokenizer_address,
+                trust_remote_code=front.trust_remote_code,
+                model=served.name,
+            )
+            specs.append(process_spec(runtime, "mlxfleet.tokenizer_proc", tokenizer))
+        for i in range(front.options.detokenizers):
+            index = position * front.options.detokenizers + i
+            detokenizer = DetokenizerProcess(
+                name=f"detokenizer-{index}",
+                model_dir=model_dir,
+                router_address=router.detokenizer_address,
+                token_address=front.links.tokens[index],
+                advertised_address=front.links.advertised[index],
+                trust_remote_code=front.trust_remote_code,
+                model=served.name,
+                security=front.links.security,
+            )
+            specs.append(process_spec(runtime, "mlxfleet.detokenizer_proc", detokenizer))
+    return specs
+
+
+def node_specs(node: Node, runtime: Path, index: int = 0) -> list[ProcessSpec]:
+    """A node's scheduler and its worker. Writes their orders into the private folder."""
     scheduler = SchedulerProcess(
         name=f"scheduler-{index}",
-        node=f"node-{index}",
-        router_address=router_address,
+        node=node.name,
+        router_address=node.router_address,
         worker_address=f"ipc://{runtime}/worker-{index}.sock",
-        options=options.scheduler,
+        options=node.scheduler,
+        info=node.info,
+        security=node.security,
     )
     worker = WorkerProcess(
         name=f"worker-{index}",
-        model_dir=model_dir,
+        model_dir=node.model_dir,
         scheduler_address=scheduler.worker_address,
-        max_running=options.scheduler.max_running,
-        max_chunk_tokens=options.scheduler.max_chunk_tokens,
-        options=options.worker,
-        machine_share=share,
+        max_running=node.scheduler.max_running,
+        max_chunk_tokens=node.scheduler.max_chunk_tokens,
+        options=node.worker,
+        machine_share=node.share,
     )
-    threads = options.worker.blas_threads or max(1, int((os.cpu_count() or 1) * share))
+    threads = node.worker.blas_threads or max(1, int((os.cpu_count() or 1) * node.share))
     return [
         process_spec(runtime, "mlxfleet.workers.scheduler_main", scheduler),
         process_spec(

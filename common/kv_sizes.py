@@ -25,6 +25,7 @@ def blocks_for(tokens: int) -> int:
     """Blocks that hold this many tokens."""
     return -(-tokens // BLOCK_TOKENS)
 
+
 CHUNK_TILE = 16
 """Tokens by which the prompt part of a pass makes it grow, with its decoding rows: passes of 16
 tokens take no longer than those of 8, and those of 24 longer than those of 32."""

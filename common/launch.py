@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import logging
-import signal
-import sys
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
-from typing import Any
 
-from mlxfleet.common.blas import MISSING, find_openblas
+from mlxfleet.common.addresses import WILDCARDS, bracketed
+from mlxfleet.common.blas import warn_without_openblas
 from mlxfleet.common.config import RouterOptions
 from mlxfleet.common.fleet_specs import Launch, make_specs
 from mlxfleet.common.model_files import resolve_model
+from mlxfleet.common.node_identity import node_info
 from mlxfleet.common.preflight import free_port, read_api_keys, refuse_open_port
 from mlxfleet.common.process import configure_logging
 from mlxfleet.common.runtime import runtime_folder
-from mlxfleet.common.supervisor import ProcessSpec, Supervisor
-
-log = logging.getLogger(__name__)
+from mlxfleet.common.supervising import supervise
 
 READY_POLL_S = 0.02
 
@@ -35,49 +30,16 @@ def launch(options: Launch) -> None:
     router = dataclasses.replace(options.router, port=port)
     options = dataclasses.replace(options, router=router)
     model_dir, model_name = resolve_model(options.model)
-    if sys.platform.startswith("linux") and find_openblas() is None:
-        log.warning(MISSING)
+    warn_without_openblas()
     with runtime_folder() as runtime:
-        specs = make_specs(options, runtime, model_dir, model_name, keys)
-        asyncio.run(supervise(specs, options.router))
+        info = node_info(model_name, model_dir)
+        specs = make_specs(options, runtime, model_dir, model_name, keys, info)
+        asyncio.run(supervise(specs, lambda: announce(options.router)))
 
 
-async def supervise(specs: Sequence[ProcessSpec], router: RouterOptions) -> None:
-    """Start, announce, wait for a signal or a failure, stop."""
-    supervisor = Supervisor()
-    stop = asyncio.Event()
-
-    def on_signal() -> None:
-        if stop.is_set():
-            log.warning("stopping at once")
-            supervisor.force()
-        else:
-            log.info("stopping; once more to stop at once")
-            stop.set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    stopping = asyncio.create_task(stop.wait())
-    serving = asyncio.create_task(serve(supervisor, specs, router))
-    try:
-        waited: set[asyncio.Future[Any]] = {stopping, serving, supervisor.failure}
-        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-        for task in (serving, supervisor.failure):
-            if task.done():
-                task.result()
-    finally:
-        serving.cancel()
-        await supervisor.stop()
-
-
-async def serve(
-    supervisor: Supervisor, specs: Sequence[ProcessSpec], router: RouterOptions
-) -> None:
-    """Start all processes and say when requests can come."""
-    await supervisor.start(specs)
-    host = "127.0.0.1" if router.host in ("0.0.0.0", "::", "") else router.host
-    url = f"http://{bracketed(host)}:{router.port}"
+async def announce(router: RouterOptions) -> None:
+    """Say when requests can come."""
+    url = url_of(router)
     while not await asyncio.to_thread(is_ready, url):  # noqa: ASYNC110 - HTTP has no event
         await asyncio.sleep(READY_POLL_S)
     print(f"ready {url}", flush=True)
@@ -86,7 +48,12 @@ async def serve(
         ' -d \'{"messages": [{"role": "user", "content": "What is the capital of France?"}]}\'',
         flush=True,
     )
-    await asyncio.Event().wait()
+
+
+def url_of(router: RouterOptions) -> str:
+    """Where to find the API from this machine."""
+    host = "127.0.0.1" if router.host in WILDCARDS else router.host
+    return f"http://{bracketed(host)}:{router.port}"
 
 
 def is_ready(url: str) -> bool:
@@ -97,8 +64,3 @@ def is_ready(url: str) -> bool:
             return bool(response.status == 200)
     except (urllib.error.URLError, OSError):
         return False
-
-
-def bracketed(host: str) -> str:
-    """A host as it stands in a URL."""
-    return f"[{host}]" if ":" in host else host

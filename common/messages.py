@@ -106,7 +106,8 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
 
 class Welcome(Struct, tag="welcome", frozen=True):
     """Server's answer to a Hello. A changed `session` means the server has restarted and knows
-    nothing of earlier requests. `detokenizers` maps names to the addresses that take tokens."""
+    nothing of earlier requests. `detokenizers` maps names to the addresses that take tokens; in
+    `tcp://*:PORT` the host is the one under which the node reached the router."""
 
     session: str
     detokenizers: dict[str, str] = {}
@@ -119,7 +120,7 @@ class Refused(Struct, tag="refused", frozen=True):
 
 
 class Hello(Struct, tag="hello", frozen=True, kw_only=True):
-    """A tokenizer or detokenizer presents itself, twice a second."""
+    """A tokenizer or detokenizer presents itself, twice a second; `model` is the one it is for."""
 
     name: str
     incarnation: str
@@ -127,6 +128,7 @@ class Hello(Struct, tag="hello", frozen=True, kw_only=True):
     dropped_frames: int = 0
     rss_bytes: int = 0
     token_address: str = ""
+    model: str = ""
 
 
 # --- router <-> tokenizer ---------------------------------------------------------------------
@@ -203,6 +205,19 @@ class Release(Struct, tag="release", frozen=True):
 RouterToNode = Generate | Resend | Release | Welcome | Refused
 
 
+class NodeInfo(Struct, frozen=True, kw_only=True):
+    """What a node is, as long as it runs. `model` is its folder's name or hub id, `tokenizer_hash`
+    of its vocabulary files; `instance` tells two runs under one name apart, but not the restart of
+    a process of one run."""
+
+    instance: str = ""
+    model: str = ""
+    tokenizer_hash: str = ""
+    host: str = ""
+    chip: str = ""
+    memory_bytes: int = 0
+
+
 class NodeStatus(Struct, tag="node_status", frozen=True, kw_only=True):
     """A node presents itself and reports its state, four times a second and when its worker is new.
     `model` is None until the worker has loaded it; `can_generate` follows the worker. `busy_s` and
@@ -230,6 +245,7 @@ class NodeStatus(Struct, tag="node_status", frozen=True, kw_only=True):
     worker_dropped_frames: int
     worker_memory_bytes: int
     rss_bytes: int = 0
+    info: NodeInfo = NodeInfo()
 
 
 class Rejected(Struct, tag="rejected", frozen=True):

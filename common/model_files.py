@@ -7,9 +7,10 @@ from pathlib import Path
 from mlxfleet.common.demo_model import ensure_demo_model
 from mlxfleet.common.errors import ModelError, NetworkError
 
+WEIGHT_FILES = "model*.safetensors"
 WANTED_FILES = [
     "*.json",
-    "model*.safetensors",
+    WEIGHT_FILES,
     "*.py",
     "tokenizer.model",
     "*.tiktoken",
@@ -23,8 +24,9 @@ WANTED_FILES = [
 DEMO_NAME = "SmolLM2-135M-Instruct"
 
 
-def resolve_model(model: str | None) -> tuple[Path, str]:
-    """A model's folder and name. `model` is None for the demo model, a folder, or a hub id.
+def resolve_model(model: str | None, *, weights: bool = True) -> tuple[Path, str]:
+    """A model's folder and name. `model` is None for the demo model, a folder, or a hub id, of
+    which a front end needs no `weights`.
 
     ModelError if there is no such folder, NetworkError if the hub cannot be reached.
     """
@@ -39,10 +41,10 @@ def resolve_model(model: str | None) -> tuple[Path, str]:
         raise ModelError(
             f"there is no folder {model}; give a model folder, or a hub id like ORG/NAME"
         )
-    return fetch_from_hub(model), model
+    return fetch_from_hub(model, weights=weights), model
 
 
-def fetch_from_hub(hub_id: str) -> Path:
+def fetch_from_hub(hub_id: str, *, weights: bool = True) -> Path:
     """Download a hub repository, or find it in the hub's cache, with a progress bar."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -52,8 +54,9 @@ def fetch_from_hub(hub_id: str) -> Path:
         RepositoryNotFoundError,
     )
 
+    wanted = [pattern for pattern in WANTED_FILES if weights or pattern != WEIGHT_FILES]
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=WANTED_FILES))
+        return Path(snapshot_download(hub_id, allow_patterns=wanted))
     except (HFValidationError, RepositoryNotFoundError) as error:
         raise ModelError(
             f"there is no folder {hub_id}, and no model of that name on the hub"

@@ -131,7 +131,8 @@ class Supervisor:
             await child.keeper
 
     async def _keep(self, child: Child) -> None:
-        """Restart a child whenever it dies, with growing pauses, until stopped or hopeless."""
+        """Restart a child whenever it dies, with growing pauses, until stopped or hopeless: one
+        that was refused would only be refused again."""
         started = False
         while True:
             run = child.run
@@ -144,7 +145,7 @@ class Supervisor:
             if run.reason:
                 why = f"{child.spec.name}: {run.reason}"
             started = started or run.ready.done()
-            if not started:
+            if not started or code == ExitCode.REFUSED:
                 self._give_up(ChildFailedError(why, as_exit_code(code)))
                 return
             child.deaths.append(time.monotonic())

@@ -2,11 +2,46 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
 
 from mlxfleet.common.errors import ModelError
+
+VOCABULARY_FILES = (
+    "tokenizer.model",
+    "tiktoken.model",
+    "*.tiktoken",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+)
+"""What says which token an id is, in a folder without tokenizer.json."""
+
+
+def tokenizer_hash(folder: Path) -> str:
+    """SHA-256 of the files that say which token an id is, in hex. ModelError if there are none.
+
+    tokenizer.json says all of it alone; chat templates and the like may differ between nodes.
+    """
+    paths = [folder / "tokenizer.json"]
+    if not paths[0].exists():
+        paths = sorted({path for pattern in VOCABULARY_FILES for path in folder.glob(pattern)})
+    digest = hashlib.sha256()
+    try:
+        for path in paths:
+            data = path.read_bytes()
+            digest.update(f"{path.name} {len(data)}\n".encode())
+            digest.update(data)
+    except OSError as error:
+        raise ModelError(f"cannot read the tokenizer in {folder}: {error}") from error
+    if not paths:
+        raise ModelError(f"there is no tokenizer in {folder}")
+    return digest.hexdigest()
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:

@@ -9,6 +9,7 @@ import zmq
 from mlxfleet.common import channels
 from mlxfleet.common.client_service import ClientService
 from mlxfleet.common.config import DetokenizerProcess
+from mlxfleet.common.curve import Gatekeeper
 from mlxfleet.common.messages import (
     CloseStream,
     NodeToDetokenizer,
@@ -33,6 +34,7 @@ class DetokenizerService(ClientService):
     def __init__(self, told: DetokenizerProcess) -> None:
         super().__init__(told.name)
         self._told = told
+        self._gatekeeper: Gatekeeper | None = None
         self._streams: OrderedDict[str, Stream] = OrderedDict()
         self._closed_or_lost: OrderedDict[str, None] = OrderedDict()
 
@@ -42,15 +44,28 @@ class DetokenizerService(ClientService):
         self._vocabulary = Vocabulary(
             load_fast_tokenizer(told.model_dir, trust_remote_code=told.trust_remote_code)
         )
+        if told.security is not None:
+            self._gatekeeper = Gatekeeper(self.context, told.security)
         self._tokens = channels.Channel[NodeToDetokenizer, None](
-            self.context, zmq.PULL, NodeToDetokenizer, bind=told.token_address
+            self.context,
+            zmq.PULL,
+            NodeToDetokenizer,
+            bind=told.token_address,
+            security=told.security,
         )
         self._tokens.attach(lambda _, message: self._on_tokens(message))
-        self.connect(RouterToDetokenizer, told.router_address, token_address=told.token_address)
+        self.connect(
+            RouterToDetokenizer,
+            told.router_address,
+            model=told.model,
+            token_address=told.advertised_address or told.token_address,
+        )
 
     async def shutdown(self) -> None:
         """Close the links."""
         self._tokens.close()
+        if self._gatekeeper is not None:
+            self._gatekeeper.close()
         await super().shutdown()
 
     def dropped_frames(self) -> int:

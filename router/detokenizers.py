@@ -36,19 +36,24 @@ class Detokenizers:
     ) -> None:
         self.pool = Pool(channels.server(context, DetokenizerToRouter, address), session)
         self._addresses: dict[str, str] = {}
+        self._models: dict[str, str] = {}
         self._on_text = on_text
         self._on_lost = on_lost
         self._on_fresh = on_fresh
         self._next = 0
         self.pool.channel.attach(self._on_message)
 
-    def addresses(self) -> dict[str, str]:
-        """Where each detokenizer takes tokens from nodes."""
-        return dict(self._addresses)
+    def addresses(self, model: str) -> dict[str, str]:
+        """Where each detokenizer of a model takes tokens from nodes."""
+        return {n: address for n, address in self._addresses.items() if self._models[n] == model}
 
-    def assign(self) -> str | None:
-        """The detokenizer for the next stream, in turn; None if none is there."""
-        names = sorted(peer.name for peer in self.pool.alive()) or sorted(self.pool.peers)
+    def alive(self, model: str) -> list[str]:
+        """Names of a model's detokenizers that were heard from lately."""
+        return sorted(p.name for p in self.pool.alive() if self._models[p.name] == model)
+
+    def assign(self, model: str) -> str | None:
+        """The detokenizer for a model's next stream, in turn; None if none is there."""
+        names = self.alive(model) or sorted(self.addresses(model))
         if not names:
             return None
         self._next += 1
@@ -72,5 +77,6 @@ class Detokenizers:
         if greeting is Greeting.REFUSED:
             return
         self._addresses[hello.name] = hello.token_address
+        self._models[hello.name] = hello.model
         if greeting is Greeting.FRESH:
             self._on_fresh(hello.name)

@@ -10,6 +10,8 @@ from collections.abc import Sequence as Many
 
 import zmq
 
+from mlxfleet.common.config import ServedModel
+from mlxfleet.common.curve import CurveServer
 from mlxfleet.common.errors import (
     GenerationError,
     InvalidRequestError,
@@ -26,6 +28,7 @@ from mlxfleet.common.messages import (
     Resend,
     Text,
 )
+from mlxfleet.router.catalog import Catalog
 from mlxfleet.router.detokenizers import Detokenizers
 from mlxfleet.router.metrics import Metrics
 from mlxfleet.router.nodes import Nodes
@@ -55,6 +58,8 @@ class Dispatcher:
         max_sequences: int,
         node_wait_s: float,
         metrics: Metrics,
+        models: Many[ServedModel] = (ServedModel(),),
+        security: CurveServer | None = None,
     ) -> None:
         self._sequences: dict[str, Sequence] = {}
         self._reserved = 0
@@ -73,9 +78,12 @@ class Dispatcher:
             context,
             node_address,
             session,
+            catalog=Catalog(models),
             detokenizers=self.detokenizers.addresses,
             on_rejected=self._on_rejected,
             on_fresh=self._on_fresh_node,
+            on_refused=lambda why: metrics.refused_nodes.labels(why).inc(),
+            security=security,
         )
 
     @property
@@ -99,10 +107,11 @@ class Dispatcher:
         self._reserved -= count
 
     async def start(self, sequences: Many[Sequence]) -> None:
-        """Send sequences to a node. They end by themselves; `release` them in any case."""
-        node = await self.nodes.pick(self._load, self._node_wait_s)
+        """Send sequences of one model to a node. They end by themselves; `release` them in any
+        case."""
+        node = await self.nodes.pick(sequences[0].model, self._load, self._node_wait_s)
         for sequence in sequences:
-            detokenizer = self.detokenizers.assign()
+            detokenizer = self.detokenizers.assign(sequence.model)
             if detokenizer is None:
                 raise UnavailableError("no detokenizer is there", retry_after_s=RETRY_AFTER_S)
             sequence.node, sequence.detokenizer = node, detokenizer
@@ -125,10 +134,13 @@ class Dispatcher:
     def move_stranded(self, now: float) -> None:
         """Continue every sequence whose node is lost on another. Without another it waits, as long
         as a request may wait for a node. `now` is time.monotonic()."""
-        ready = [status.name for status in self.nodes.ready()]
+        ready_by_model: dict[str, list[str]] = {}
+        for status in self.nodes.ready():
+            ready_by_model.setdefault(self.nodes.model_of(status.name), []).append(status.name)
         for sequence in list(self._sequences.values()):
             if sequence.ended:
                 continue
+            ready = ready_by_model.get(sequence.model, [])
             if sequence.node in ready:
                 sequence.stranded_since = None
             elif ready:

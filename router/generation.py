@@ -18,6 +18,7 @@ from mlxfleet.common.messages import (
     TokenizeText,
     TokenTextLogprobs,
 )
+from mlxfleet.router.catalog import Catalog
 from mlxfleet.router.dispatcher import Dispatcher, new_rid
 from mlxfleet.router.parameters import (
     COMPLETION_DEFAULT_MAX_TOKENS,
@@ -57,8 +58,10 @@ class Generation:
         prompts: list[list[int]],
         sampling: Sampling,
         request: Parameters,
+        model: str,
     ) -> None:
         self._dispatcher = dispatcher
+        self.model = model
         self._wakeup = asyncio.Event()
         self.rid = new_rid()
         self.n = request.n or 1
@@ -70,6 +73,7 @@ class Generation:
                 sampling=msgspec.structs.replace(sampling, seed=sampling.seed + choice),
                 stop=request.stops,
                 wakeup=self._wakeup,
+                model=model,
             )
             for prompt in range(len(prompts))
             for choice in range(self.n)
@@ -125,8 +129,13 @@ class Front:
     """Turns requests into generations: tokenizes, checks lengths, makes sampling parameters."""
 
     def __init__(
-        self, tokenizers: Tokenizers, dispatcher: Dispatcher, default_max_tokens: int
+        self,
+        tokenizers: Tokenizers,
+        dispatcher: Dispatcher,
+        catalog: Catalog,
+        default_max_tokens: int,
     ) -> None:
+        self.catalog = catalog
         self._tokenizers = tokenizers
         self._dispatcher = dispatcher
         self._default_max_tokens = default_max_tokens
@@ -144,10 +153,11 @@ class Front:
         """A chat request's generation."""
         stated = chat_max_tokens(request)
         logprobs = chat_logprobs(request)
-        model = self._model()
+        name = self.catalog.find(request.model)
+        model = self._model(name)
         messages = [message.for_template() for message in request.messages]
         prompts = await self._tokenizers.tokenize(
-            TokenizeChat(new_rid(), messages, model.context_length)
+            TokenizeChat(new_rid(), messages, model.context_length), name
         )
         check_prompts(prompts, model, "messages")
         room = model.context_length - len(prompts[0])
@@ -156,11 +166,12 @@ class Front:
         sampling = make_sampling(
             request, max_tokens=max_tokens, logprobs=logprobs, vocab_size=model.vocab_size
         )
-        return Generation(self._dispatcher, prompts, sampling, request)
+        return Generation(self._dispatcher, prompts, sampling, request, name)
 
     async def completion(self, request: CompletionRequest) -> Generation:
         """A completion request's generation."""
-        model = self._model()
+        name = self.catalog.find(request.model)
+        model = self._model(name)
         prompt = split_prompt(request.prompt, model.vocab_size)
         max_tokens = request.max_tokens or COMPLETION_DEFAULT_MAX_TOKENS
         sampling = make_sampling(
@@ -170,16 +181,16 @@ class Front:
         prompts = [item for item in prompt if isinstance(item, list)]
         if texts:
             prompts = await self._tokenizers.tokenize(
-                TokenizeText(new_rid(), texts, model.context_length)
+                TokenizeText(new_rid(), texts, model.context_length), name
             )
         check_prompts(prompts, model, "prompt")
         check_length(prompts, max_tokens, model, "prompt")
-        return Generation(self._dispatcher, prompts, sampling, request)
+        return Generation(self._dispatcher, prompts, sampling, request, name)
 
-    def _model(self) -> ModelInfo:
-        model = self._dispatcher.nodes.model
+    def _model(self, name: str) -> ModelInfo:
+        model = self._dispatcher.nodes.model_info(name)
         if model is None:
-            raise UnavailableError("the model is still loading", retry_after_s=5)
+            raise UnavailableError("no node has loaded the model yet", retry_after_s=5)
         return model
 
 

@@ -16,7 +16,6 @@ from mlxfleet.common.errors import (
     AuthenticationError,
     GenerationError,
     InvalidRequestError,
-    ModelNotFoundError,
     RequestError,
     UnavailableError,
 )
@@ -41,13 +40,11 @@ class Api:
     def __init__(
         self,
         *,
-        model_name: str,
         api_keys: tuple[str, ...],
         front: Front,
         metrics: Metrics,
         can_generate: Callable[[], bool],
     ) -> None:
-        self._model_name = model_name
         self._api_keys = [key.encode() for key in api_keys]
         self._front = front
         self._metrics = metrics
@@ -126,11 +123,12 @@ class Api:
         )
 
     async def _models(self, http: web.Request) -> web.Response:
-        return json_response({"object": "list", "data": [self._describe_model()]})
+        data = [self._describe_model(name) for name in self._front.catalog.names]
+        return json_response({"object": "list", "data": data})
 
     async def _one_model(self, http: web.Request) -> web.Response:
-        self._check_model(http.match_info["model"])
-        return json_response(self._describe_model())
+        name = self._front.catalog.find(http.match_info["model"])
+        return json_response(self._describe_model(name))
 
     async def _health(self, http: web.Request) -> web.Response:
         return json_response({"status": "ok"})
@@ -166,7 +164,7 @@ class Api:
                     "the server is shutting down", retry_after_s=DRAINING_RETRY_AFTER_S
                 )
             request = parse(kind, await http.read())
-            self._check_model(request.model)
+            self._front.catalog.find(request.model)
             with self._front.room_for(request):
                 generation = await make(request)
                 self._metrics.prompt_tokens.inc(generation.prompt_tokens)
@@ -201,7 +199,7 @@ class Api:
             Response(
                 id=shape.id_prefix + generation.rid,
                 object=shape.whole_object,
-                model=self._model_name,
+                model=generation.model,
                 choices=[shape.whole(index, choice) for index, choice in enumerate(choices)],
                 usage=Usage.of(generation),
             )
@@ -216,7 +214,7 @@ class Api:
         chunk = Response(
             id=shape.id_prefix + generation.rid,
             object=shape.chunk_object,
-            model=self._model_name,
+            model=generation.model,
             choices=[],
             usage=usage,
         )
@@ -244,17 +242,9 @@ class Api:
         await response.write_eof()
         return response
 
-    def _check_model(self, name: str | None) -> None:
-        if name is not None and name != self._model_name:
-            raise ModelNotFoundError(
-                f"the model {name!r} is not served here; it is {self._model_name!r}",
-                param="model",
-                code="model_not_found",
-            )
-
-    def _describe_model(self) -> dict[str, object]:
+    def _describe_model(self, name: str) -> dict[str, object]:
         return {
-            "id": self._model_name,
+            "id": name,
             "object": "model",
             "created": self._created,
             "owned_by": "mlxfleet",

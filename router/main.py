@@ -9,9 +9,11 @@ import zmq
 from aiohttp import web
 
 from mlxfleet.common.config import RouterProcess
+from mlxfleet.common.curve import Gatekeeper
 from mlxfleet.common.errors import listen_error
 from mlxfleet.common.liveness import new_incarnation
 from mlxfleet.common.process import Service, run_service
+from mlxfleet.router.catalog import Catalog
 from mlxfleet.router.dispatcher import Dispatcher
 from mlxfleet.router.generation import Front
 from mlxfleet.router.http import Api
@@ -27,6 +29,8 @@ class RouterService(Service):
     def __init__(self, told: RouterProcess) -> None:
         super().__init__()
         self._told = told
+        self._catalog = Catalog(told.models)
+        self._gatekeeper: Gatekeeper | None = None
 
     async def startup(self) -> None:
         """Bind the links, then the HTTP port."""
@@ -34,6 +38,10 @@ class RouterService(Service):
         session = new_incarnation()
         self._context = zmq.Context()
         metrics = Metrics()
+        if told.security is not None:
+            self._gatekeeper = Gatekeeper(
+                self._context, told.security, metrics.refused_nodes.labels("key").inc
+            )
         self._tokenizers = Tokenizers(self._context, told.tokenizer_address, session)
         self._dispatcher = Dispatcher(
             self._context,
@@ -43,6 +51,8 @@ class RouterService(Service):
             max_sequences=options.max_requests,
             node_wait_s=options.node_wait_s,
             metrics=metrics,
+            models=told.models,
+            security=told.security,
         )
         metrics.in_flight.set_function(lambda: self._dispatcher.in_flight)
         pools = {
@@ -52,9 +62,10 @@ class RouterService(Service):
         }
         metrics.registry.register(FleetCollector(pools, lambda: self._dispatcher.nodes.status))
         self._api = Api(
-            model_name=told.model_name,
             api_keys=told.api_keys,
-            front=Front(self._tokenizers, self._dispatcher, options.default_max_tokens),
+            front=Front(
+                self._tokenizers, self._dispatcher, self._catalog, options.default_max_tokens
+            ),
             metrics=metrics,
             can_generate=self._can_generate,
         )
@@ -77,6 +88,8 @@ class RouterService(Service):
             self._dispatcher.detokenizers.pool.channel,
         ):
             channel.close()
+        if self._gatekeeper is not None:
+            self._gatekeeper.close()
         self._context.term()
 
     async def _listen(self, host: str, port: int, max_body_bytes: int) -> None:
@@ -94,10 +107,12 @@ class RouterService(Service):
             raise listen_error(host, port, error) from error
 
     def _can_generate(self) -> bool:
-        return bool(
-            self._dispatcher.nodes.ready()
-            and self._tokenizers.pool.alive()
-            and self._dispatcher.detokenizers.pool.alive()
+        """Whether a request for some model can be answered now."""
+        return any(
+            self._dispatcher.nodes.ready(model)
+            and self._tokenizers.alive(model)
+            and self._dispatcher.detokenizers.alive(model)
+            for model in self._catalog.names
         )
 
 

@@ -71,6 +71,12 @@ class Metrics:
             "Sequences that went on on another node because theirs was lost.",
             registry=self.registry,
         )
+        self.refused_nodes = Counter(
+            "mlxfleet_refused_nodes",
+            "Nodes that were not let in: key, version, model (or its tokenizer), name, full.",
+            ["reason"],
+            registry=self.registry,
+        )
         self.in_flight = Gauge(
             "mlxfleet_sequences_in_flight", "Sequences in the router.", registry=self.registry
         )

@@ -37,8 +37,7 @@ class Pool:
         """Take note of a heartbeat; FRESH if it is the first of a new incarnation."""
         if hello.version != PROTOCOL_VERSION:
             reason = f"it speaks protocol {hello.version}, this router {PROTOCOL_VERSION}"
-            log.error("refused %s: %s", hello.name, reason)
-            self.channel.send(Refused(reason), to=sender)
+            self.refuse(sender, hello.name, reason)
             return Greeting.REFUSED
         known = self.peers.get(hello.name)
         fresh = known is None or known.incarnation != hello.incarnation
@@ -54,6 +53,11 @@ class Pool:
         known.rss_bytes = hello.rss_bytes
         self.channel.send(Welcome(self._session, detokenizers or {}), to=sender)
         return Greeting.FRESH if fresh else Greeting.KNOWN
+
+    def refuse(self, sender: bytes, name: str, reason: str) -> None:
+        """Tell a process that it cannot stay; it ends then."""
+        log.error("refused %s: %s", name, reason)
+        self.channel.send(Refused(reason), to=sender)
 
     def name_of(self, identity: bytes) -> str | None:
         """Who sent a message; None if it is not, or no longer, one of them."""

@@ -37,6 +37,7 @@ class Sequence:
     sampling: Sampling
     stop: list[str]
     wakeup: asyncio.Event
+    model: str = ""
     node: str = ""
     detokenizer: str = ""
     output_ids: list[int] = field(default_factory=list)

@@ -29,6 +29,7 @@ class Job:
 
     message: TokenizeText | TokenizeChat
     answer: asyncio.Future[list[list[int]]]
+    model: str = ""
     tokenizer: str = ""
     deaths: int = 0
 
@@ -40,16 +41,23 @@ class Tokenizers:
         self._pool = Pool(channels.server(context, TokenizerToRouter, address), session)
         self._pool.channel.attach(self._on_message)
         self._jobs: dict[str, Job] = {}
+        self._models: dict[str, str] = {}
 
     @property
     def pool(self) -> Pool:
         """Who is there."""
         return self._pool
 
-    async def tokenize(self, message: TokenizeText | TokenizeChat) -> list[list[int]]:
-        """Token ids per prompt. InvalidRequestError if they cannot be encoded,
+    def alive(self, model: str) -> list[str]:
+        """Names of a model's tokenizers that were heard from lately."""
+        return [p.name for p in self._pool.alive() if self._models[p.name] == model]
+
+    async def tokenize(
+        self, message: TokenizeText | TokenizeChat, model: str = ""
+    ) -> list[list[int]]:
+        """Token ids per prompt, as a model has them. InvalidRequestError if they cannot be encoded,
         UnavailableError if no tokenizer answers in time."""
-        job = Job(message, asyncio.get_running_loop().create_future())
+        job = Job(message, asyncio.get_running_loop().create_future(), model)
         self._jobs[message.rid] = job
         try:
             self._assign(job)
@@ -63,7 +71,10 @@ class Tokenizers:
     def _on_message(self, sender: bytes, message: TokenizerToRouter) -> None:
         match message:
             case Hello():
-                if self._pool.greet(sender, message) is Greeting.FRESH:
+                greeting = self._pool.greet(sender, message)
+                if greeting is not Greeting.REFUSED:
+                    self._models[message.name] = message.model
+                if greeting is Greeting.FRESH:
                     self._on_fresh(message.name)
                 self._assign_again()
             case Tokenized():
@@ -82,7 +93,7 @@ class Tokenizers:
 
     def _assign(self, job: Job) -> None:
         # One that is silent may only be busy with a long prompt.
-        names = [peer.name for peer in self._pool.alive()] or list(self._pool.peers)
+        names = self.alive(job.model) or [n for n, m in self._models.items() if m == job.model]
         load = dict.fromkeys(names, 0)
         for other in self._jobs.values():
             if other.tokenizer in load:

@@ -22,7 +22,7 @@ class TokenizerService(ClientService):
         told = self._told
         tokenizer = load_tokenizer(told.model_dir, trust_remote_code=told.trust_remote_code)
         self._encoder = Encoder(tokenizer)
-        self.connect(RouterToTokenizer, told.router_address)
+        self.connect(RouterToTokenizer, told.router_address, model=told.model)
 
     def on_message(self, message: TokenizeText | TokenizeChat) -> None:
         """Answer at once: one prompt at a time is what one process can do."""

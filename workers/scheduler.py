@@ -111,6 +111,10 @@ class Scheduler:
         """Whether a sequence is here, in any state."""
         return rid in self._sequences
 
+    def rids_for(self, detokenizer: str) -> list[str]:
+        """Sequences whose tokens go to a certain detokenizer."""
+        return [s.rid for s in self._sequences.values() if s.detokenizer == detokenizer]
+
     def release_all(self) -> None:
         """Forget everything: the router that asked is gone."""
         for rid in list(self._sequences):

@@ -10,6 +10,7 @@ import time
 import zmq
 
 from mlxfleet.common import channels
+from mlxfleet.common.addresses import as_reached
 from mlxfleet.common.config import SchedulerProcess
 from mlxfleet.common.errors import RefusedError
 from mlxfleet.common.liveness import SILENT_AFTER_S, new_incarnation, resident_bytes
@@ -38,6 +39,21 @@ from mlxfleet.workers.scheduler import Scheduler
 log = logging.getLogger(__name__)
 
 STATUS_S = 0.25
+FIRST_PAUSE_S = 0.25
+MAX_PAUSE_S = 5.0
+LINK_EVENTS = (
+    zmq.Event.DISCONNECTED
+    | zmq.Event.HANDSHAKE_SUCCEEDED
+    | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
+    | zmq.Event.HANDSHAKE_FAILED_AUTH
+)
+LINK_TROUBLE = {
+    zmq.Event.DISCONNECTED: "it closed the connection; router.public may not be its key",
+    zmq.Event.HANDSHAKE_FAILED_NO_DETAIL: "the handshake failed; router.public may not be its key",
+    zmq.Event.HANDSHAKE_FAILED_PROTOCOL: "only one side has keys, or they do not fit together",
+    zmq.Event.HANDSHAKE_FAILED_AUTH: "our public key is not among those that it accepts",
+}
 
 
 class SchedulerService(Service):
@@ -47,8 +63,11 @@ class SchedulerService(Service):
         super().__init__()
         self._told = told
         self._scheduler = Scheduler(told.options)
-        self._incarnation = new_incarnation()
+        self._incarnation = ""
         self._router_session = ""
+        self._rejoin_pause_s = 0.0
+        self._rejoining: asyncio.TimerHandle | None = None
+        self._joined = asyncio.Event()
         self._epoch = ""
         self._worker: WorkerStatus | None = None
         self._worker_identity = b""
@@ -56,31 +75,70 @@ class SchedulerService(Service):
         self._worker_restarts = 0
         self._detokenizers: dict[str, tuple[str, channels.Channel[None, NodeToDetokenizer]]] = {}
         self._undelivered: dict[str, Resend] = {}
+        self._router_dropped = 0
 
     async def startup(self) -> None:
-        """Bind for the worker, connect to the router."""
+        """Bind for the worker, connect to the router, and wait for both of them."""
         self._context = zmq.Context()
         self._workers: channels.Channel[WorkerToScheduler, SchedulerToWorker] = channels.server(
             self._context, WorkerToScheduler, self._told.worker_address
         )
-        self._router: channels.Channel[RouterToNode, NodeToRouter] = channels.client(
-            self._context,
-            RouterToNode,
-            self._told.router_address,
-            f"{self._told.name}:{self._incarnation}",
-        )
         self._workers.attach(self._on_worker)
-        self._router.attach(lambda _, message: self._on_router(message))
+        self._connect_router()
         self._reporting = asyncio.create_task(self._report_regularly())
+        await self._joined.wait()
 
     async def shutdown(self) -> None:
         """Close the links."""
         self._reporting.cancel()
+        if self._rejoining is not None:
+            self._rejoining.cancel()
         for _, channel in self._detokenizers.values():
             channel.close()
         self._workers.close()
         self._router.close()
         self._context.term()
+
+    def _connect_router(self) -> None:
+        """Present ourselves as new: after a lost connection neither side knows what the other has
+        of what was sent, so the router sends all of ours again, as after a restart."""
+        self._incarnation = new_incarnation()
+        self._router: channels.Channel[RouterToNode, NodeToRouter] = channels.Channel(
+            self._context,
+            zmq.DEALER,
+            RouterToNode,
+            connect=self._told.router_address,
+            identity=f"{self._told.name}:{self._incarnation}",
+            security=self._told.security,
+            immediate=True,
+        )
+        self._router.watch(LINK_EVENTS, self._on_router_link)
+        self._router.attach(lambda _, message: self._on_router(message))
+
+    def _on_router_link(self, event: zmq.Event) -> None:
+        """Report at once to a router that is there; come again to one that is lost."""
+        if event is zmq.Event.HANDSHAKE_SUCCEEDED:
+            self._send_status()
+            return
+        if self._rejoining is not None:
+            return
+        if self._router_session:
+            log.warning("the connection to the router is lost")
+            self._rejoin_pause_s = 0.0
+        else:
+            self._rejoin_pause_s = min(MAX_PAUSE_S, 2 * self._rejoin_pause_s or FIRST_PAUSE_S)
+            log.error("%s does not let us in: %s", self._told.router_address, LINK_TROUBLE[event])
+        self._rejoining = asyncio.get_running_loop().call_later(self._rejoin_pause_s, self._rejoin)
+
+    def _rejoin(self) -> None:
+        self._rejoining = None
+        self._router_session = ""
+        self._undelivered.clear()
+        self._scheduler.release_all()
+        self._router_dropped += self._router.dropped_frames
+        self._router.close()
+        self._connect_router()
+        self._pump()
 
     def _on_router(self, message: RouterToNode) -> None:
         match message:
@@ -132,21 +190,47 @@ class SchedulerService(Service):
         for rejected in self._scheduler.worker_ready(status.model):
             self._router.send(rejected)
         self._send_status()
+        self._note_joined()
 
     def _welcome(self, welcome: Welcome) -> None:
         if welcome.session != self._router_session:
             # A router that restarted has lost its clients.
             self._scheduler.release_all()
             self._router_session = welcome.session
-        for name, address in welcome.detokenizers.items():
+            log.info("%s has joined %s", self._told.node, self._told.router_address)
+        self._rejoin_pause_s = 0.0
+        for name, told in welcome.detokenizers.items():
+            address = as_reached(told, self._told.router_address)
             known = self._detokenizers.get(name)
             if known is None or known[0] != address:
                 if known is not None:
                     known[1].close()
-                channel = channels.Channel[None, NodeToDetokenizer](
-                    self._context, zmq.PUSH, None, connect=address
-                )
-                self._detokenizers[name] = (address, channel)
+                self._detokenizers[name] = (address, self._connect_detokenizer(name, address))
+        self._note_joined()
+
+    def _note_joined(self) -> None:
+        if self._router_session and self._worker is not None:
+            self._joined.set()
+
+    def _connect_detokenizer(
+        self, name: str, address: str
+    ) -> channels.Channel[None, NodeToDetokenizer]:
+        channel = channels.Channel[None, NodeToDetokenizer](
+            self._context, zmq.PUSH, None, connect=address, security=self._told.security
+        )
+
+        def on_link(event: zmq.Event) -> None:
+            # What was on its way may be lost, and for a last token no gap would ever show it.
+            for rid in self._scheduler.rids_for(name):
+                self._undelivered[rid] = Resend(rid, name, 0)
+            if event is not zmq.Event.DISCONNECTED:
+                log.error("%s does not let us in: %s", address, LINK_TROUBLE[event])
+                # ZeroMQ does not try again; the next Welcome makes us do so.
+                self._detokenizers.pop(name, None)
+                channel.close()
+
+        channel.watch(LINK_EVENTS & ~zmq.Event.HANDSHAKE_SUCCEEDED, on_link)
+        return channel
 
     def _resend(self, message: Resend) -> None:
         match self._scheduler.resend(message):
@@ -199,10 +283,13 @@ class SchedulerService(Service):
                 cached_tokens=self._scheduler.cached_tokens,
                 cold_blocks_used=self._scheduler.cold_blocks_used,
                 worker_restarts=self._worker_restarts,
-                dropped_frames=self._router.dropped_frames + self._workers.dropped_frames,
+                dropped_frames=self._router_dropped
+                + self._router.dropped_frames
+                + self._workers.dropped_frames,
                 worker_dropped_frames=worker.dropped_frames if worker else 0,
                 worker_memory_bytes=worker.memory_bytes if worker else 0,
                 rss_bytes=resident_bytes(),
+                info=self._told.info,
             )
         )
 

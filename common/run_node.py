@@ -1,0 +1,62 @@
+"""`mlxfleet node`: a compute node that joins a router over TCP."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from mlxfleet.common import config
+from mlxfleet.common.blas import warn_without_openblas
+from mlxfleet.common.config import SchedulerOptions, SecurityOptions, WorkerOptions
+from mlxfleet.common.fleet_specs import Node, node_specs
+from mlxfleet.common.links import node_security
+from mlxfleet.common.model_files import resolve_model
+from mlxfleet.common.node_identity import node_info, node_name
+from mlxfleet.common.process import configure_logging
+from mlxfleet.common.runtime import runtime_folder
+from mlxfleet.common.supervising import supervise
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeCommand:
+    """All options of a node; no model stands for the demo model."""
+
+    router: str
+    model: str | None
+    name: str | None
+    security: SecurityOptions
+    scheduler: SchedulerOptions
+    worker: WorkerOptions
+
+    def validated(self) -> NodeCommand:
+        """Check every option; ConfigError names the wrong one."""
+        for part in (self.security, self.scheduler, self.worker):
+            config.validated(part)
+        return self
+
+
+def run_node(command: NodeCommand) -> None:
+    """Run until stopped by SIGTERM or SIGINT, refused, or a process cannot be kept running.
+
+    The scheduler is ready when the router has let it in, so there is nothing else to wait for.
+    """
+    name = node_name(command.validated().name)
+    configure_logging(name)
+    security = node_security(command.router, name, command.security)
+    model_dir, model_name = resolve_model(command.model)
+    warn_without_openblas()
+    node = Node(
+        name=name,
+        model_dir=model_dir,
+        router_address=command.router,
+        scheduler=command.scheduler,
+        worker=command.worker,
+        info=node_info(model_name, model_dir),
+        security=security,
+    )
+
+    async def announce() -> None:
+        print(f"ready node {name}", flush=True)
+
+    with runtime_folder() as runtime:
+        asyncio.run(supervise(node_specs(node, runtime), announce))

@@ -1,0 +1,92 @@
+"""`mlxfleet router`: a front end for nodes that join over TCP."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlxfleet.common import config
+from mlxfleet.common.addresses import ANY_HOST, tcp_address
+from mlxfleet.common.config import (
+    FrontOptions,
+    LinkOptions,
+    RouterOptions,
+    SecurityOptions,
+    ServedModel,
+)
+from mlxfleet.common.errors import ConfigError
+from mlxfleet.common.fleet_specs import Front, front_specs, tcp_links
+from mlxfleet.common.launch import url_of
+from mlxfleet.common.links import advertised_host, bind_host, free_ports, router_security
+from mlxfleet.common.model_files import resolve_model
+from mlxfleet.common.preflight import free_port, read_api_keys, refuse_open_port
+from mlxfleet.common.process import configure_logging
+from mlxfleet.common.runtime import runtime_folder
+from mlxfleet.common.supervising import supervise
+from mlxfleet.common.tokenizer_files import tokenizer_hash
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterCommand:
+    """All options of a front end; no models stands for the demo model."""
+
+    models: Sequence[str]
+    router: RouterOptions
+    front: FrontOptions
+    link: LinkOptions
+    security: SecurityOptions
+    trust_remote_code: bool
+
+    def validated(self) -> RouterCommand:
+        """Check every option; ConfigError names the wrong one."""
+        for part in (self.router, self.front, self.link, self.security):
+            config.validated(part)
+        if self.router.served_model_name is not None and len(self.models) > 1:
+            raise ConfigError("--served-model-name: it can only name a single --model")
+        return self
+
+
+def run_router(command: RouterCommand) -> None:
+    """Run until stopped by SIGTERM or SIGINT, or until a process cannot be kept running."""
+    configure_logging("router-parent")
+    keys = read_api_keys(command.validated().router)
+    refuse_open_port(command.router, keys)
+    security = router_security(command.link, command.security)
+    router = dataclasses.replace(command.router, port=free_port(command.router))
+    host = bind_host(command.link.node_host)
+    models = served_models(command.models, command.router.served_model_name)
+    ports = free_ports(host, command.link.node_port, 1 + len(models) * command.front.detokenizers)
+    advertised = advertised_host(command.link)
+    front = Front(
+        models=models,
+        router=router,
+        options=command.front,
+        links=tcp_links(host, advertised, ports, security),
+        api_keys=keys,
+        trust_remote_code=command.trust_remote_code,
+    )
+
+    async def announce() -> None:
+        shown = socket.gethostname() if advertised == ANY_HOST else advertised
+        print(f"nodes join with --router {tcp_address(shown, ports[0])}", flush=True)
+        print(f"ready {url_of(router)}", flush=True)
+
+    with runtime_folder() as runtime:
+        asyncio.run(supervise(front_specs(front, runtime), announce))
+
+
+def served_models(models: Sequence[str], served_name: str | None) -> list[tuple[ServedModel, Path]]:
+    """What is told of each model, and its folder. ConfigError if two have the same name."""
+    found: dict[str, tuple[ServedModel, Path]] = {}
+    for model in models or [None]:
+        folder, source = resolve_model(model, weights=False)
+        name = served_name or source
+        if name in found:
+            raise ConfigError(f"--model: there are two models of the name {name}")
+        served = ServedModel(name=name, source=source, tokenizer_hash=tokenizer_hash(folder))
+        found[name] = served, folder
+    return list(found.values())
