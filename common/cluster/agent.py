@@ -13,20 +13,18 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
 
 import msgspec
 import psutil
 from msgspec import Struct
 
 from mlxfleet.common.cluster import services
-from mlxfleet.common.cluster.bounded_log import last_lines, new_lines
+from mlxfleet.common.cluster.bounded_log import followed, last_lines
 from mlxfleet.common.cluster.units import (
     KeeperState,
-    Record,
     Unit,
     install,
     keeper_state,
@@ -41,8 +39,6 @@ POLL_S = 0.05
 REASON_LINES = 6
 GB = 1e9
 DEMO = "demo"
-
-T = TypeVar("T")
 
 
 class Probe(Struct, tag="probe"):
@@ -326,17 +322,23 @@ def stop(folder: Path) -> bool:
     return True
 
 
-def print_log(cluster: str, name: str, count: int, follow: bool) -> None:
-    """The last lines of a unit's log and, if wanted, those to come until standard input closes."""
-    path = unit_folder(cluster, name) / "log"
-    if not path.exists():
-        raise MlxfleetError(f"there is no log of {name} on this host")
-    following = new_lines(path, still_wanted) if follow else iter(())
-    for line in last_lines(path, count):
-        print(line)
-    sys.stdout.flush()
-    for line in following:
-        print(line, flush=True)
+def print_logs(cluster: str, wanted: str, count: int, follow: bool) -> None:
+    """The last lines of the log of one unit, or of all; if wanted also those to come, until
+    standard input closes. With several units, each line says whose it is."""
+    units = [wanted] if wanted else log_names(cluster)
+    paths = {name: unit_folder(cluster, name) / "log" for name in units}
+    if not paths or not all(path.exists() for path in paths.values()):
+        raise MlxfleetError(f"there is no log of {wanted or 'this cluster'} on this host")
+
+    def show(name: str) -> None:
+        path, prefix = paths[name], f"{name}: " if len(paths) > 1 else ""
+        lines = followed(path, count, still_wanted) if follow else last_lines(path, count)
+        for line in lines:
+            print(f"{prefix}{line}", flush=True)
+
+    with ThreadPoolExecutor(len(paths) if follow else 1) as pool:
+        for shown in [pool.submit(show, name) for name in paths]:
+            shown.result()
 
 
 def still_wanted() -> bool:
@@ -345,10 +347,9 @@ def still_wanted() -> bool:
     return not readable or os.read(0, 1024) != b""
 
 
-def log_names(cluster: str) -> Iterator[str]:
+def log_names(cluster: str) -> list[str]:
     """Units of a cluster that have a log on this host."""
-    for path in sorted(unit_folder(cluster, "x").parent.glob("*/log")):
-        yield path.parent.name
+    return sorted(path.parent.name for path in unit_folder(cluster, "x").parent.glob("*/log"))
 
 
 def say(news: News) -> None:
@@ -359,19 +360,23 @@ def say(news: News) -> None:
 
 def main() -> None:
     """Entry point."""
-    arguments: list[Any] = sys.argv[1:]
+    match sys.argv[1:]:
+        case ["logs", cluster, unit, count, mode]:
+            try:
+                print_logs(cluster, unit, int(count), mode == "follow")
+            except (MlxfleetError, OSError) as error:
+                sys.exit(str(error))
+        case _:
+            answer()
+
+
+def answer() -> None:
+    """Obey the order on standard input."""
     try:
-        if arguments[0] == "logs":
-            cluster, names, count, follow = arguments[1:5]
-            for name in names.split(",") if names else log_names(cluster):
-                print_log(cluster, name, int(count), follow == "follow")
-            return
         order = msgspec.json.decode(sys.stdin.buffer.read(), type=Order)
         say(Done(msgspec.Raw(msgspec.json.encode(obey(order)))))
     except (MlxfleetError, OSError, msgspec.MsgspecError) as error:
         code = getattr(error, "exit_code", ExitCode.INTERNAL)
-        if arguments[0] == "logs":
-            sys.exit(f"{error}")
         say(Failed(str(error) or type(error).__name__, int(code)))
         sys.exit(int(code))
 

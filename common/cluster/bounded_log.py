@@ -47,12 +47,13 @@ def last_lines(path: Path, count: int) -> list[str]:
     return list(lines)
 
 
-def new_lines(path: Path, pause: Callable[[], bool]) -> Iterator[str]:
-    """Lines that are written from now on, until `pause`, called when there is nothing new, says
-    False. A full log is read to its end before the next one is opened."""
+def followed(path: Path, count: int, pause: Callable[[], bool]) -> Iterator[str]:
+    """The last lines of a log, and those that are written from then on, until `pause`, called when
+    there is nothing new, says False. A full log is read to its end before the next is opened."""
     file = path.open(errors="replace")
-    file.seek(0, os.SEEK_END)
     try:
+        before = last_lines(older(path), count)
+        yield from deque((*before, *(line.rstrip("\n") for line in file)), maxlen=count)
         while True:
             if line := file.readline():
                 yield line.rstrip("\n")

@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.table import Table
 
 from mlxfleet.common.cluster import ssh
+from mlxfleet.common.cluster.agent import Facts
 from mlxfleet.common.cluster.board import Board
 from mlxfleet.common.cluster.down import down as take_down
 from mlxfleet.common.cluster.down import look
@@ -27,7 +28,7 @@ from mlxfleet.common.cluster.key_sets import ensure_keys
 from mlxfleet.common.cluster.plan import make_plan
 from mlxfleet.common.cluster.rollout import Rollout
 from mlxfleet.common.cluster.router_client import RouterClient, find_key
-from mlxfleet.common.errors import ConfigError, ExitCode, MlxfleetError, NetworkError
+from mlxfleet.common.errors import ConfigError, NetworkError
 
 DEFAULT_FILE = Path("cluster.toml")
 WATCH_S = 1.0
@@ -122,7 +123,7 @@ async def show_for_ever(client: RouterClient, console: Console) -> None:
 
 async def show_units(cluster: Cluster, console: Console) -> None:
     """What the keepers on the hosts say, for when the front end says nothing."""
-    found: dict[str, ssh.Facts] = {}
+    found: dict[str, Facts] = {}
     failed: list[str] = []
     async with opened_hosts(cluster, Board(Console(quiet=True))) as hosts:
         await look(hosts, hosts.names, found, failed)
@@ -161,17 +162,15 @@ def logs(
         raise ConfigError("--lines: expected a number from 0")
     where, unit = place(loaded, host)
 
-    async def run() -> int:
-        async with opened_hosts(loaded, Board(Console(stderr=True))) as hosts:
-            mode = "follow" if follow else "once"
-            words = ["logs", loaded.spec.cluster.name, unit, str(lines), mode]
-            command = hosts.shell.command(where, hosts.shell.agent(*words))
-            # The agent ends when its standard input does.
-            with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
-                return await asyncio.to_thread(process.wait)
-
-    if asyncio.run(run()):
-        raise ssh.HostError(f"cannot show the log of {host}")
+    spec = loaded.spec
+    shell = ssh.Shell(spec.ssh, identity_of(loaded), spec.cluster.python, None)
+    words = ["logs", spec.cluster.name, unit, str(lines), "follow" if follow else "once"]
+    # The agent ends when its standard input does.
+    with subprocess.Popen(
+        shell.command(where, shell.agent(*words)), stdin=subprocess.PIPE
+    ) as process:
+        if process.wait():
+            raise ssh.HostError(f"cannot show the log of {host}")
 
 
 def place(cluster: Cluster, name: str) -> tuple[str, str]:
@@ -234,8 +233,15 @@ def reached(
 async def opened_hosts(cluster: Cluster, board: Board) -> AsyncIterator[Hosts]:
     """The hosts of a cluster, with shared ssh connections."""
     spec = cluster.spec
-    identity = cluster.local(spec.ssh.identity) if spec.ssh.identity else None
-    if identity is not None and not identity.exists():
-        raise ConfigError(f"[ssh] identity: there is no {identity}")
-    async with ssh.opened(spec.ssh, identity, spec.cluster.python) as shell:
+    async with ssh.opened(spec.ssh, identity_of(cluster), spec.cluster.python) as shell:
         yield Hosts(cluster, shell, board, version("mlxfleet"))
+
+
+def identity_of(cluster: Cluster) -> Path | None:
+    """The file of the ssh key to use, if the cluster file names one."""
+    if cluster.spec.ssh.identity is None:
+        return None
+    identity = cluster.local(cluster.spec.ssh.identity)
+    if not identity.exists():
+        raise ConfigError(f"[ssh] identity: there is no {identity}")
+    return identity

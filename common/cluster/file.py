@@ -178,6 +178,12 @@ def wrong(path: Path, text: str, found: list[Problem]) -> ConfigError:
     return ConfigError("\n".join(lines))
 
 
+def dotted(path: tuple[str | int, ...]) -> str:
+    """A key's path as one reads it: nodes[1].model."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return text.lstrip(".") or "the file"
+
+
 def syntax_error(path: Path, reason: str) -> str:
     """TOML's own error with the line where other errors have it."""
     place = re.search(r" \(at line (\d+), column (\d+)\)$", reason)
@@ -190,8 +196,7 @@ def type_problem(message: str) -> Problem:
     """What msgspec says, with the key's path taken apart."""
     text, _, place = message.partition(" - at `")
     path: tuple[str | int, ...] = tuple(
-        int(index) if index else name
-        for name, index in re.findall(r"\.([\w-]+)|\[(\d+)\]", place)
+        int(index) if index else name for name, index in re.findall(r"\.([\w-]+)|\[(\d+)\]", place)
     )
     if unknown := re.search(r"unknown field `(.*)`", text):
         known = fields_at(path)
@@ -228,6 +233,9 @@ def all_problems(cluster: Cluster) -> list[Problem]:
         if node.name in seen or node.name == FRONT:
             found.append(Problem((*at, "name"), f"expected a name of its own, got {node.name!r}"))
         seen.add(node.name)
+        if node.model == DEMO and len(cluster.models) > 1:
+            text = "expected a hub id or a folder: the demo model is served alone"
+            found.append(Problem((*at, "model"), text))
         if not on_every_host(node.model):
             wanted = f'a hub id, an absolute folder or one below ~, or "{DEMO}"'
             found.append(Problem((*at, "model"), f"expected {wanted}, got {node.model!r}"))
@@ -239,8 +247,10 @@ def all_problems(cluster: Cluster) -> list[Problem]:
 
 def on_every_host(model: str) -> bool:
     """Whether a model's name means the same wherever it is read."""
-    return model == DEMO or model.startswith(("/", "~/")) or bool(
-        re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not model.startswith(".")
+    return (
+        model == DEMO
+        or model.startswith(("/", "~/"))
+        or bool(re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not model.startswith("."))
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from mlxfleet.common.cluster import settings
 from mlxfleet.common.cluster.agent import Facts, UnitState
-from mlxfleet.common.cluster.file import FRONT, Cluster, Node
+from mlxfleet.common.cluster.file import DEMO, FRONT, Cluster, Node
 from mlxfleet.common.cluster.key_sets import KEYS_FOLDER, accepted_keys, front_keys, node_keys
 from mlxfleet.common.cluster.units import Unit
 from mlxfleet.common.config import RouterOptions
@@ -91,8 +91,9 @@ def front_unit(cluster: Cluster, version: str) -> Unit:
         name=FRONT,
         arguments=(
             "router",
-            *(f"--model={model}" for model in cluster.models),
-            *settings.flags(given),
+            *(flag for model in cluster.models for flag in model_flag(model)),
+            *settings.flags(given, settings.FRONT_STRUCTURES),
+            *trust_flag(cluster),
             *link_flags(cluster),
         ),
         environment=spec.environment,
@@ -118,8 +119,8 @@ def node_unit(cluster: Cluster, node: Node, version: str) -> Unit:
             "node",
             f"--router={cluster.node_endpoint}",
             f"--name={node.name}",
-            f"--model={node.model}",
-            *settings.flags(given),
+            *model_flag(node.model),
+            *settings.flags(given, settings.NODE_STRUCTURES),
             *link_flags(cluster),
         ),
         environment=spec.environment,
@@ -128,6 +129,19 @@ def node_unit(cluster: Cluster, node: Node, version: str) -> Unit:
         stop_timeout_s=NODE_STOP_S,
         version=version,
     )
+
+
+def model_flag(model: str) -> list[str]:
+    """The demo model is the one that is not named."""
+    return [] if model == DEMO else [f"--model={model}"]
+
+
+def trust_flag(cluster: Cluster) -> list[str]:
+    """The front end loads the tokenizers of models whose code nodes are to run."""
+    trusted = any(
+        cluster.node_settings(node).get("trust_remote_code") for node in cluster.spec.nodes
+    )
+    return ["--trust-remote-code"] if trusted else []
 
 
 def link_flags(cluster: Cluster) -> list[str]:
@@ -157,5 +171,3 @@ def needed_models(cluster: Cluster, host: str) -> list[str]:
     if host == cluster.spec.front.host:
         found += cluster.models
     return list(dict.fromkeys(found))
-
-

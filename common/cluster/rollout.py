@@ -112,9 +112,9 @@ class Rollout:
         end = time.monotonic() + self._table.drain_timeout_s
         while time.monotonic() < end:
             node = (await self._client.fleet()).node(name)
-            if node is None or node.running + node.queued == 0:
+            if node is None or node.load == 0:
                 return
-            self._board.fine(name, f"draining: {node.running + node.queued} sequences")
+            self._board.fine(name, f"draining: {node.load} sequences")
             await asyncio.sleep(POLL_S)
         self._board.set(name, "still has sequences: they move to another node")
 

@@ -21,7 +21,7 @@ from mlxfleet.common.preflight import API_KEY_ENV
 
 ADMIN_KEY_ENV = "MLXFLEET_ADMIN_KEY"
 TIMEOUT_S = 10.0
-FOUND_STATES = ("ready", "busy")
+GENERATING = ("ready", "busy")
 """States of a node that generates."""
 
 
@@ -32,6 +32,7 @@ class FleetNode(Struct):
     model: str = ""
     chip: str = ""
     state: str = ""
+    sequences: int = 0
     running: int = 0
     queued: int = 0
     kv_used_bytes: int = 0
@@ -44,7 +45,12 @@ class FleetNode(Struct):
     @property
     def generates(self) -> bool:
         """Whether it takes requests."""
-        return self.state in FOUND_STATES
+        return self.state in GENERATING
+
+    @property
+    def load(self) -> int:
+        """Sequences it has, or that are on the way to it."""
+        return max(self.sequences, self.running + self.queued)
 
 
 class Fleet(Struct):
@@ -128,6 +134,8 @@ def refused(url: str, status: int, body: bytes) -> MlxfleetError:
         )
     if status == 404 and "/admin/" in url:
         return NoSuchNodeError(f"{url}: {said or 'not found'}")
+    if status == 404:
+        return ConfigError(f"{url}: what answers there has no /fleet; is it a mlxfleet router?")
     return NetworkError(f"{url} answered {status}: {said}")
 
 

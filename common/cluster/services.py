@@ -114,9 +114,7 @@ def stop(unit: Unit, folder: Path, *, for_good: bool) -> None:
         label = launchd.label(unit.cluster, unit.name)
         succeeds(launchd.bootout_command(kind, label, os.getuid()), unit.stop_timeout_s)
         end = time.monotonic() + unit.stop_timeout_s
-        while time.monotonic() < end and succeeds(
-            launchd.print_command(kind, label, os.getuid())
-        ):
+        while time.monotonic() < end and succeeds(launchd.print_command(kind, label, os.getuid())):
             time.sleep(GONE_POLL_S)
         if for_good:
             run(launchd.remove_command(kind, label))

@@ -43,9 +43,7 @@ class Problem:
 def names(structures: Iterable[type]) -> dict[str, type]:
     """The settings that structures have, each with its structure."""
     return {
-        field.name: structure
-        for structure in structures
-        for field in dataclasses.fields(structure)
+        field.name: structure for structure in structures for field in dataclasses.fields(structure)
     }
 
 
@@ -87,13 +85,15 @@ def chosen(values: Mapping[str, Any], structures: Sequence[type]) -> dict[str, A
     return {name: value for name, value in values.items() if name in known}
 
 
-def flags(values: Mapping[str, Any]) -> list[str]:
-    """Settings as arguments of a command."""
+def flags(values: Mapping[str, Any], structures: Iterable[type]) -> list[str]:
+    """Settings of the structures as arguments of a command."""
     arguments: list[str] = []
+    known = names(structures)
     for name, value in sorted(values.items()):
         flag = "--" + name.replace("_", "-")
         if isinstance(value, bool):
-            arguments.append(flag if value else flag.replace("--", "--no-", 1))
+            if value != getattr(known[name](), name):
+                arguments.append(flag if value else flag.replace("--", "--no-", 1))
             continue
         items = value if isinstance(value, list) else [value]
         arguments += [f"{flag}={item}" for item in items]

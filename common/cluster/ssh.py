@@ -16,7 +16,7 @@ import msgspec
 
 from mlxfleet.common.cluster.agent import Done, Failed, News, Order, Progress
 from mlxfleet.common.cluster.file import Ssh
-from mlxfleet.common.errors import MlxfleetError
+from mlxfleet.common.errors import ExitCode, MlxfleetError
 
 SSH_FAILED = 255
 NOT_FOUND = 127
@@ -31,6 +31,8 @@ T = TypeVar("T")
 
 class HostError(MlxfleetError):
     """A host cannot be reached, or cannot do what it is asked."""
+
+    exit_code = ExitCode.HOST
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,9 @@ class Shell:
             stderr=asyncio.subprocess.PIPE,
             limit=LINE_LIMIT_BYTES,
         )
-        assert process.stdin and process.stdout and process.stderr
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
         errors = asyncio.ensure_future(last_text(process.stderr, show))
         try:
             process.stdin.write(msgspec.json.encode(order))
@@ -153,17 +157,21 @@ async def opened(ssh: Ssh, identity: Path | None, python: str) -> AsyncIterator[
     if not ssh.multiplex:
         yield Shell(ssh, identity, python, None)
         return
-    with tempfile.TemporaryDirectory(prefix=f"mlxfleet-ssh-{os.getpid()}-", dir=CONTROL_PARENT) as d:
-        control = Path(d)
+    prefix = f"mlxfleet-ssh-{os.getpid()}-"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=CONTROL_PARENT) as folder:
         try:
-            yield Shell(ssh, identity, python, control)
+            yield Shell(ssh, identity, python, Path(folder))
         finally:
-            for socket in control.iterdir():
-                closing = ["ssh", "-o", f"ControlPath={socket}", "-O", "exit", "x"]
-                process = await asyncio.create_subprocess_exec(
-                    *closing,
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=asyncio.subprocess.DEVNULL,
-                    stderr=asyncio.subprocess.DEVNULL,
-                )
-                await process.wait()
+            for socket in sorted(os.listdir(folder)):
+                await close_shared(f"{folder}/{socket}")
+
+
+async def close_shared(control_path: str) -> None:
+    """End a shared connection."""
+    process = await asyncio.create_subprocess_exec(
+        *("ssh", "-o", f"ControlPath={control_path}", "-O", "exit", "any"),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    await process.wait()
