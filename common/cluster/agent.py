@@ -22,7 +22,7 @@ import psutil
 from msgspec import Struct
 
 from mlxfleet.common.cluster import services
-from mlxfleet.common.cluster.bounded_log import followed, last_lines
+from mlxfleet.common.cluster.bounded_log import followed, last_lines, newest_line
 from mlxfleet.common.cluster.units import (
     KeeperState,
     Unit,
@@ -156,15 +156,16 @@ def obey(order: Order) -> object:
         case Fetch(model):
             return fetch(model)
         case Apply(unit):
-            return apply(unit)
+            apply(unit)
         case Refresh(unit):
-            return refresh(unit)
+            refresh(unit)
         case Await(cluster, name, timeout_s):
             return await_ready(unit_folder(cluster, name), timeout_s)
         case Revert(cluster, name):
             return revert(unit_folder(cluster, name))
         case Stop(cluster, name):
             return stop(unit_folder(cluster, name))
+    return None
 
 
 def probe(order: Probe) -> Facts:
@@ -282,7 +283,7 @@ def await_ready(folder: Path, timeout_s: float) -> KeeperState:
             return state
         if state is not None and state.last_exit:
             raise MlxfleetError(f"it {state.last_exit}\n{last_words(folder)}")
-        newest = (last_lines(folder / "log", 1) or [""])[0]
+        newest = newest_line(folder / "log")
         if newest != shown:
             shown = newest
             say(Progress(newest))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 LIMIT_BYTES = 10_000_000
+LAST_BYTES = 4096
 
 
 class BoundedLog:
@@ -45,6 +46,16 @@ def last_lines(path: Path, count: int) -> list[str]:
             with file.open(errors="replace") as opened:
                 lines.extend(line.rstrip("\n") for line in opened)
     return list(lines)
+
+
+def newest_line(path: Path) -> str:
+    """The last line of a log, as far as it is in its last bytes; empty if there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))
+            return file.read().decode(errors="replace").strip().rpartition("\n")[2]
+    except FileNotFoundError:
+        return ""
 
 
 def followed(path: Path, count: int, pause: Callable[[], bool]) -> Iterator[str]:

@@ -86,7 +86,7 @@ class ClusterFile(Struct, frozen=True, forbid_unknown_fields=True):
     ssh: Ssh = Ssh()
     links: Links = Links()
     settings: dict[str, Any] = {}
-    environment: dict[str, str] = {}
+    environment: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -226,6 +226,11 @@ def all_problems(cluster: Cluster) -> list[Problem]:
     both = (*FRONT_STRUCTURES, *NODE_STRUCTURES)
     found = settings.problems(spec.settings, both, ("settings",))
     found += settings.problems(spec.front.settings, FRONT_STRUCTURES, ("front", "settings"))
+    found += [
+        Problem(("environment", name), f"expected `str`, got {value!r}")
+        for name, value in spec.environment.items()
+        if not isinstance(value, str)
+    ]
     seen: set[str] = set()
     for index, node in enumerate(spec.nodes):
         at = ("nodes", index)

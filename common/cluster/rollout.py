@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from mlxfleet.common.cluster.agent import Apply, Await, Refresh, Revert, Stop
@@ -16,6 +16,7 @@ from mlxfleet.common.cluster.units import KeeperState
 from mlxfleet.common.errors import NetworkError
 
 POLL_S = 0.2
+DRAINING = "draining"
 OTHERS_S = 2.0
 """How long after the first failure others may still report theirs."""
 
@@ -55,10 +56,23 @@ class Rollout:
             await self._ask(front, Refresh(front.unit), None)
         elif front.verb == "restart":
             self._board.set(front.unit.name, f"restarting on {front.host}: requests end first")
-            await self._change(front)
+            await self._change(front, self._answers)
             self._board.set(front.unit.name, f"restarted on {front.host}", "ok")
         else:
             await self._start(front)
+
+    async def _answers(self, front: Action) -> None:
+        """Wait until a front end that was restarted answers. It says that it is ready only when
+        a node is, which may be one that is still to be started."""
+        ended = asyncio.ensure_future(self._await_line(front))
+        try:
+            while not ended.done() and not await self._client.alive():
+                await asyncio.wait({ended}, timeout=POLL_S)
+            if ended.done():
+                ended.result()
+        finally:
+            ended.cancel()
+            await asyncio.gather(ended, return_exceptions=True)
 
     async def _start(self, action: Action) -> None:
         self._board.set(action.unit.name, f"starting on {action.host}")
@@ -68,7 +82,7 @@ class Rollout:
     async def _start_all(self, nodes: Sequence[Action]) -> None:
         """Start nodes at once, and wait for them and for a front end that was started too."""
         await all_of({self._at(action): self._start(action) for action in nodes})
-        waits = {action: asyncio.ensure_future(self._ready(action)) for action in self._started}
+        waits = {self._at(a): asyncio.ensure_future(self._ready(a)) for a in self._started}
         if not waits:
             return
         _, pending = await asyncio.wait(waits.values(), return_when=asyncio.FIRST_EXCEPTION)
@@ -77,8 +91,7 @@ class Rollout:
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
-        ended = {self._at(action): task for action, task in waits.items() if task not in pending}
-        await all_of(ended)
+        await all_of({name: task for name, task in waits.items() if task not in pending})
 
     async def _ready(self, action: Action) -> None:
         name = action.unit.name
@@ -92,15 +105,22 @@ class Rollout:
     async def _roll(self, action: Action) -> None:
         """Restart one node while the others work: drain, restart, undrain."""
         name = action.unit.name
+        by_operator = await self._is_draining(name)
         await self._drained(name)
         self._board.set(name, f"restarting on {action.host}")
         try:
-            await self._change(action)
+            await self._change(action, self._await_line)
         finally:
             # Whichever settings it runs with now, it gets work again.
-            await self._undrain(name)
+            if not by_operator:
+                await self._undrain(name)
         await self._until_generating([name])
         self._board.set(name, f"restarted on {action.host}", "ok")
+
+    async def _is_draining(self, name: str) -> bool:
+        """Whether somebody has drained a node, who then is the one to undrain it."""
+        node = (await self._client.fleet()).node(name)
+        return node is not None and node.state == DRAINING
 
     async def _drained(self, name: str) -> None:
         """Let a node finish what it has, for as long as the file says."""
@@ -127,17 +147,17 @@ class Rollout:
             except (NoSuchNodeError, NetworkError):
                 await asyncio.sleep(POLL_S)
 
-    async def _change(self, action: Action) -> None:
+    async def _change(self, action: Action, until_up: Callable[[Action], Awaitable[None]]) -> None:
         """Run a unit in another way; the way before if it does not start so."""
         await self._ask(action, Apply(action.unit), None)
         try:
-            await self._await_line(action)
+            await until_up(action)
         except HostError as error:
             again = await self._ask(action, Revert(action.unit.cluster, action.unit.name), bool)
             name = action.unit.name
             self._board.set(name, "does not start with the new settings", "failed")
             if again:
-                await self._await_line(action)
+                await until_up(action)
             raise HostError(
                 f"{self._at(action)} does not start with the new settings: {error}\n"
                 f"{'It runs with the old ones again' if again else 'It is stopped'};"
@@ -179,14 +199,15 @@ class Rollout:
 
     async def _undo(self) -> None:
         """Stop what was started here; say what runs on if that fails too."""
-        for action in reversed(self._started):
-            stop = Stop(self._table.name, action.unit.name)
-            try:
-                await self._hosts.shell.ask(action.host, stop, bool)
-                self._board.set(action.unit.name, f"stopped again on {action.host}", "failed")
-            except HostError as error:
-                text = f"may still run on {action.host}: {error}"
-                self._board.set(action.unit.name, text, "failed")
+        await asyncio.gather(*(self._stop_again(action) for action in self._started))
+
+    async def _stop_again(self, action: Action) -> None:
+        name = action.unit.name
+        try:
+            await self._hosts.shell.ask(action.host, Stop(self._table.name, name), bool)
+            self._board.set(name, f"stopped again on {action.host}", "failed")
+        except HostError as error:
+            self._board.set(name, f"may still run on {action.host}: {error}", "failed")
 
     async def _await_line(self, action: Action) -> None:
         timeout_s = self._table.start_timeout_s
@@ -203,12 +224,13 @@ class Rollout:
 
 
 def not_generating(fleet: Fleet, names: Sequence[str]) -> dict[str, str]:
-    """Those of the nodes that do not take requests, and what they do instead."""
+    """Those of the nodes that do not take requests, and what they do instead. One that is drained
+    is as somebody wants it."""
     found: dict[str, str] = {}
     for name in names:
         node = fleet.node(name)
         if node is None:
             found[name] = "has not joined the front end"
-        elif not node.generates:
+        elif not node.generates and node.state != DRAINING:
             found[name] = f"is {node.state or 'in no known state'}"
     return found

@@ -75,10 +75,17 @@ class RouterClient:
     url: str
     key: str | None
 
+    async def alive(self) -> bool:
+        """Whether there is a front end."""
+        return await self._succeeds("/health")
+
     async def ready(self) -> bool:
         """Whether requests can be answered."""
+        return await self._succeeds("/ready")
+
+    async def _succeeds(self, path: str) -> bool:
         try:
-            await self._ask("GET", "/ready")
+            await self._ask("GET", path)
         except MlxfleetError:
             return False
         return True

@@ -24,6 +24,7 @@ from tests.integration.net_hosts import NetHosts, enter, why_impossible
 CLUSTER = "miniature"
 API_KEY = "sk-of-the-miniature"
 NODES = ["node-a", "node-b", "node-c"]
+CLIENTS = 3
 EXIT_HOST = 68
 
 
@@ -169,13 +170,14 @@ def test_a_changed_setting_restarts_node_by_node_without_a_failed_request(
     def request_until_stopped() -> list[int]:
         enter(cluster.hosts.control)
         found = []
-        while not stop.is_set():
+        # A pace that leaves the cores to the nodes that start.
+        while not stop.wait(0.1):
             found.append(cluster.complete())
         return found
 
     cluster.write(max_queue=65)
-    with ThreadPoolExecutor(4) as pool:
-        clients = [pool.submit(request_until_stopped) for _ in range(4)]
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        clients = [pool.submit(request_until_stopped) for _ in range(CLIENTS)]
         try:
             cluster.up()
         finally:

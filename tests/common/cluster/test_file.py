@@ -48,7 +48,7 @@ def test_the_example_is_right(tmp_path: Path) -> None:
 def test_the_example_has_every_key() -> None:
     text = EXAMPLE.read_text()
     for table, kind in TABLES.items():
-        body = re.search(rf"^\[+{table}\]+$(.*?)(?=^\[(?!{table}\.)|\Z)", text, re.M | re.S)
+        body = re.search(rf"^\[+{table}\]+$(.*?)(?=^\[(?!\[?{table}[.\]])|\Z)", text, re.M | re.S)
         assert body is not None, table
         for field in msgspec.structs.fields(kind):
             assert re.search(rf"^{field.name} = |\.{field.name}\]", body[1], re.M), field.name
@@ -123,7 +123,7 @@ WRONG = [
         "nodes[1].model: expected a hub id or a folder: the demo model is served alone",
     ),
     ("[settings]", "[settings", 13, "column"),
-    ("[settings]", "[environment]\nA = 1\n[settings]", 14, "environment"),
+    ("[settings]", "[environment]\nA = 1\n[settings]", 14, "environment.A: expected `str`, got 1"),
 ]
 
 
