@@ -33,7 +33,7 @@ def split_tcp(address: str) -> tuple[str, int]:
 
 
 def as_reached(address: str, router_address: str) -> str:
-    """A front end's address with the host under which its router was reached in the place of `*`."""
+    """A front end's address, with the host under which its router was reached instead of `*`."""
     prefix = f"tcp://{ANY_HOST}:"
     if not address.startswith(prefix):
         return address

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
@@ -31,6 +32,9 @@ RECONNECT_MAX_MS = 5_000
 # A cut link is a lost connection after this much silence, in ms.
 TCP_HEARTBEAT_MS = 500
 TCP_SILENCE_MS = 2_000
+# Where packets are dropped, the system itself would try a connection for minutes.
+TCP_CONNECT_MS = 2_000
+TCP_HANDSHAKE_MS = 5_000
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -60,8 +64,8 @@ class Channel(Generic[In, Out]):
         self.socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
         self.socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
         self.socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
-        if (bind or connect or "").startswith("tcp://"):
-            self._set_tcp_options()
+        if (address := bind or connect or "").startswith("tcp://"):
+            self._set_tcp_options(address)
         # Messages for a peer that is not connected are not kept for it.
         self.socket.setsockopt(zmq.IMMEDIATE, immediate)
         if security is not None:
@@ -85,9 +89,11 @@ class Channel(Generic[In, Out]):
         if connect is not None:
             self.socket.connect(connect)
 
-    def _set_tcp_options(self) -> None:
-        self.socket.setsockopt(zmq.IPV6, 1)
+    def _set_tcp_options(self, address: str) -> None:
+        self.socket.setsockopt(zmq.IPV6, "[" in address)
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
+        self.socket.setsockopt(zmq.CONNECT_TIMEOUT, TCP_CONNECT_MS)
+        self.socket.setsockopt(zmq.HANDSHAKE_IVL, TCP_HANDSHAKE_MS)
         self.socket.setsockopt(zmq.HEARTBEAT_IVL, TCP_HEARTBEAT_MS)
         self.socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, TCP_SILENCE_MS)
 
@@ -136,8 +142,8 @@ class Channel(Generic[In, Out]):
                 yield (parts[0] if self._parts == 2 else b""), message
 
     def wait(self, timeout_s: float) -> bool:
-        """Block until a message is there; False after the timeout."""
-        return bool(self.socket.poll(int(timeout_s * 1000)))
+        """Block until a message is there; False after the timeout, to the next millisecond."""
+        return bool(self.socket.poll(math.ceil(timeout_s * 1000)))
 
     def attach(self, on_message: Callable[[bytes, In], None]) -> None:
         """Call `on_message(sender identity, message)` from the running event loop."""
@@ -151,10 +157,11 @@ class Channel(Generic[In, Out]):
         if self._loop is not None:
             self._loop.remove_reader(self.socket.fileno())
             self._loop = None
-        if self._monitor is not None:
-            asyncio.get_running_loop().remove_reader(self._monitor.fileno())
+        if (monitor := self._monitor) is not None:
+            asyncio.get_running_loop().remove_reader(monitor.fileno())
             self._monitor = None
             self.socket.disable_monitor()
+            monitor.close()
         self.socket.close()
 
     def _decode(self, parts: list[bytes]) -> In | None:

@@ -20,6 +20,7 @@ from mlxfleet.common.config import (
     RouterOptions,
     SchedulerOptions,
     SecurityOptions,
+    SimOptions,
     WorkerOptions,
 )
 from mlxfleet.common.errors import ExitCode, MlxfleetError
@@ -46,6 +47,7 @@ def launch_command(
     fleet: FleetOptions = FleetOptions(),  # noqa: B008
     scheduler: SchedulerOptions = SchedulerOptions(),  # noqa: B008
     worker: WorkerOptions = WorkerOptions(),  # noqa: B008
+    sim: SimOptions = SimOptions(),  # noqa: B008
 ) -> None:
     """Start everything on this machine and serve until stopped.
 
@@ -62,6 +64,7 @@ def launch_command(
             fleet=fleet,
             scheduler=scheduler,
             worker=worker,
+            sim=sim,
         )
     )
 
@@ -107,6 +110,7 @@ def node_command(
     security: SecurityOptions = SecurityOptions(),  # noqa: B008
     scheduler: SchedulerOptions = SchedulerOptions(),  # noqa: B008
     worker: WorkerOptions = WorkerOptions(),  # noqa: B008
+    sim: SimOptions = SimOptions(),  # noqa: B008
 ) -> None:
     """Start a compute node on this machine, which joins a router and comes back to it for ever.
 
@@ -127,6 +131,7 @@ def node_command(
             security=security,
             scheduler=scheduler,
             worker=worker,
+            sim=sim,
         )
     )
 

@@ -7,7 +7,7 @@ derived from them. Limits are `msgspec.Meta` and checked by `validated`.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -17,12 +17,14 @@ from msgspec import Meta
 
 from mlxfleet.common.curve import CurveClient, CurveServer
 from mlxfleet.common.errors import ConfigError
+from mlxfleet.common.kv_sizes import LEAST_CAPACITY
 from mlxfleet.common.messages import NodeInfo
 
 Flat = Parameter(name="*")
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(ge=0, le=1e6)]
+Routing = Literal["ttft", "round_robin", "least_loaded", "power_of_two", "session"]
 
 
 @Flat
@@ -42,11 +44,21 @@ class RouterOptions:
     api_key_file: Path | None = None
     """File with accepted API keys, one a line. MLXFLEET_API_KEY in the environment adds one."""
 
+    admin_key_file: Path | None = None
+    """File with the key for /admin and /fleet, which any API key opens otherwise.
+    MLXFLEET_ADMIN_KEY in the environment does the same."""
+
     allow_no_auth: bool = False
     """Listen on a non-loopback address without any API key."""
 
     max_requests: Positive = 1024
     """Sequences in the router at once, in any state; more are answered 429."""
+
+    max_requests_per_key: Positive | None = None
+    """Sequences that one API key may have in the router at once; more are answered 429."""
+
+    queue_wait_s: Seconds = 120.0
+    """How long a request waits for a place on a node before it is answered 429."""
 
     max_body_mb: Positive = 16
     """Largest request body, in MB."""
@@ -59,6 +71,16 @@ class RouterOptions:
 
     node_wait_s: Seconds = 30.0
     """How long a request waits for a node when none can generate."""
+
+    routing: Routing = "ttft"
+    """Which node a request goes to: the one that should give the first token soonest, by what it
+    has cached and has to do (ttft); one after the other; the one with the fewest sequences, of all
+    or of two at random; or, for requests with the header X-Session-Id or the parameter user, the
+    one that the session always goes to."""
+
+    cache_index_blocks: Positive = 1_000_000
+    """Blocks of 32 tokens that the router remembers nodes to have cached, about 120 bytes each; of
+    more it forgets those that were used longest ago."""
 
 
 @Flat
@@ -115,6 +137,43 @@ class WorkerOptions:
 
 @Flat
 @dataclass(frozen=True, kw_only=True)
+class SimOptions:
+    """What nodes compute with, and the simulated engine, which stands in for a Mac."""
+
+    engine: Literal["mlx", "sim"] = "mlx"
+    """What nodes compute with: mlx, or sim, which needs no mlx, takes the time that the --sim
+    options say, and gives tokens that depend on prompt, seed and position alone."""
+
+    sim_prefill_tokens_per_s: Annotated[float, Meta(ge=1, le=1e9)] = 2000.0
+    """Prompt tokens that a simulated node computes in a second."""
+
+    sim_step_ms: Annotated[float, Meta(ge=0.1, le=1e6)] = 15.0
+    """Fixed part of a simulated pass, in ms."""
+
+    sim_row_ms: Annotated[float, Meta(ge=0, le=1e6)] = 0.5
+    """What each decoding sequence adds to a simulated pass, in ms."""
+
+    sim_kv_tokens: Annotated[int, Meta(ge=LEAST_CAPACITY)] = 65536
+    """Tokens in a simulated node's KV cache, in slots of 256 tokens and powers of two above."""
+
+    sim_cache_tokens: Annotated[int, Meta(ge=0)] = 65536
+    """Tokens of earlier requests that a simulated node keeps for reuse; 0 for no reuse."""
+
+    sim_slowdown: str = "0:1"
+    """How passes get slower, as SECONDS:FACTOR,... since the start of the worker, straight lines
+    between them: 0:1,60:1.3 takes 1.3 times as long from a minute on."""
+
+    sim_faults: Path | None = None
+    """File with faults of simulated nodes, obeyed while it says so: lines like node-1 hang, node-1
+    slow 3, node-1 exit; * is every node. It may appear, change and go at any time."""
+
+    sim_nodes_per_process: Positive = 1
+    """Simulated nodes that share a process, scheduler and worker; with 1, scheduler and worker are
+    separate processes."""
+
+
+@Flat
+@dataclass(frozen=True, kw_only=True)
 class FrontOptions:
     """How many processes stand around the router, for each model."""
 
@@ -148,7 +207,7 @@ class SecurityOptions:
     """Who may join over TCP."""
 
     keys: Path | None = None
-    """Folder with this side's CURVE keys, made by `mlxfleet keys`."""
+    """Folder with this side's CURVE keys, made by mlxfleet keys."""
 
     insecure_links: bool = False
     """Let TCP links leave this machine without keys: unencrypted, and open to everybody."""
@@ -162,6 +221,14 @@ class FleetOptions:
     nodes: Positive = 1
     """Compute nodes, each with the model. More than one only without Metal: two processes on one
     Metal device have caused kernel panics."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keys:
+    """Secrets that clients present: any of `api` for the API, `admin` for operators' paths."""
+
+    api: tuple[str, ...] = ()
+    admin: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +246,7 @@ class RouterProcess:
 
     name: str
     models: tuple[ServedModel, ...]
-    api_keys: tuple[str, ...]
+    keys: Keys
     tokenizer_address: str
     detokenizer_address: str
     node_address: str
@@ -222,7 +289,7 @@ class SchedulerProcess:
     router_address: str
     worker_address: str
     options: SchedulerOptions
-    info: NodeInfo = NodeInfo()
+    info: NodeInfo = field(default_factory=NodeInfo)
     security: CurveClient | None = None
 
 
@@ -238,6 +305,26 @@ class WorkerProcess:
     options: WorkerOptions
     machine_share: float = 1.0
     """Of the machine's memory and cores, where `options` does not say how much to take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimWorkerProcess:
+    """All that a simulated worker process is told."""
+
+    name: str
+    node: str
+    model_dir: Path
+    scheduler_address: str
+    max_context: int | None
+    options: SimOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimNodesProcess:
+    """All that a process of several simulated nodes is told: for each its scheduler and worker."""
+
+    name: str
+    nodes: tuple[tuple[SchedulerProcess, SimWorkerProcess], ...]
 
 
 T = TypeVar("T")

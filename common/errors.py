@@ -108,6 +108,12 @@ class ModelNotFoundError(RequestError):
     status = 404
 
 
+class NodeNotFoundError(RequestError):
+    """An operator names a node that the router does not know."""
+
+    status = 404
+
+
 class OverloadedError(RequestError):
     """Every queue is full; the client should come back later."""
 
@@ -120,6 +126,16 @@ class UnavailableError(RequestError):
 
     status = 503
     type = "service_unavailable_error"
+
+
+class DeadlineError(RequestError):
+    """The request did not end within the time that the client gave it."""
+
+    status = 504
+    type = "timeout_error"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="deadline_exceeded")
 
 
 class GenerationError(RequestError):

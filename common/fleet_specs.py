@@ -15,11 +15,15 @@ from mlxfleet.common.config import (
     DetokenizerProcess,
     FleetOptions,
     FrontOptions,
+    Keys,
     RouterOptions,
     RouterProcess,
     SchedulerOptions,
     SchedulerProcess,
     ServedModel,
+    SimNodesProcess,
+    SimOptions,
+    SimWorkerProcess,
     TokenizerProcess,
     WorkerOptions,
     WorkerProcess,
@@ -27,10 +31,19 @@ from mlxfleet.common.config import (
 from mlxfleet.common.curve import CurveClient, CurveServer
 from mlxfleet.common.errors import ConfigError
 from mlxfleet.common.messages import NodeInfo
-from mlxfleet.common.preflight import API_KEY_ENV
+from mlxfleet.common.preflight import SECRETS_ENV
+from mlxfleet.common.sim_specs import check_sim, sim_orders
 from mlxfleet.common.supervisor import ProcessSpec
 
-Process = RouterProcess | TokenizerProcess | DetokenizerProcess | SchedulerProcess | WorkerProcess
+Process = (
+    RouterProcess
+    | TokenizerProcess
+    | DetokenizerProcess
+    | SchedulerProcess
+    | WorkerProcess
+    | SimWorkerProcess
+    | SimNodesProcess
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,16 +52,25 @@ class Launch:
 
     model: str | None
     router: RouterOptions
-    front: FrontOptions = FrontOptions()
+    front: FrontOptions = field(default_factory=FrontOptions)
     fleet: FleetOptions
     scheduler: SchedulerOptions
     worker: WorkerOptions
+    sim: SimOptions = field(default_factory=SimOptions)
 
     def validated(self) -> Launch:
         """Check every option; ConfigError names the wrong one."""
-        for part in (self.router, self.front, self.fleet, self.scheduler, self.worker):
+        for part in (
+            self.router,
+            self.front,
+            self.fleet,
+            self.scheduler,
+            self.worker,
+            self.sim,
+        ):
             config.validated(part)
-        if self.fleet.nodes > 1 and sys.platform == "darwin":
+        check_sim(self.sim, self.worker)
+        if self.fleet.nodes > 1 and self.sim.engine == "mlx" and sys.platform == "darwin":
             raise ConfigError("--nodes: a Mac has one Metal device, so it can be one node only")
         return self
 
@@ -65,20 +87,21 @@ class FrontLinks:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Front:
+class FrontEnd:
     """A front end: a router, and processes that know text for each of its models."""
 
     models: Sequence[tuple[ServedModel, Path]]
     router: RouterOptions
     options: FrontOptions
     links: FrontLinks
-    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    keys: Keys = field(default=Keys(), repr=False)
     trust_remote_code: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """A compute node. `share` is its part of the machine."""
+    """A compute node. `share` is its part of the machine; one that is not `vital` leaves others to
+    do its work."""
 
     name: str
     model_dir: Path
@@ -87,6 +110,7 @@ class Node:
     worker: WorkerOptions
     info: NodeInfo
     share: float = 1.0
+    vital: bool = True
     security: CurveClient | None = None
 
 
@@ -113,7 +137,7 @@ def make_specs(
     runtime: Path,
     model_dir: Path,
     model_name: str,
-    keys: tuple[str, ...],
+    keys: Keys,
     info: NodeInfo = NodeInfo(),  # noqa: B008 - frozen
 ) -> list[ProcessSpec]:
     """A front end and its nodes, all on one machine. `info` is what the nodes tell of it."""
@@ -122,15 +146,29 @@ def make_specs(
         source=info.model,
         tokenizer_hash=info.tokenizer_hash,
     )
-    front = Front(
+    front = FrontEnd(
         models=[(served, model_dir)],
         router=options.router,
         options=options.front,
         links=local_links(runtime, options.front.detokenizers),
-        api_keys=keys,
+        keys=keys,
         trust_remote_code=options.worker.trust_remote_code,
     )
     specs = front_specs(front, runtime)
+    several = options.fleet.nodes > 1
+    if options.sim.engine == "sim":
+        orders = sim_orders(
+            options.sim,
+            names=[f"node-{i}" for i in range(options.fleet.nodes)],
+            runtime=runtime,
+            model_dir=model_dir,
+            router_address=front.links.router,
+            scheduler=options.scheduler,
+            max_context=options.worker.max_context,
+            info=info,
+        )
+        vital = not several
+        return specs + [process_spec(runtime, module, t, vital=vital) for module, t in orders]
     for i in range(options.fleet.nodes):
         node = Node(
             name=f"node-{i}",
@@ -140,17 +178,18 @@ def make_specs(
             worker=options.worker,
             info=info,
             share=1 / options.fleet.nodes,
+            vital=not several,
         )
         specs += node_specs(node, runtime, i)
     return specs
 
 
-def front_specs(front: Front, runtime: Path) -> list[ProcessSpec]:
+def front_specs(front: FrontEnd, runtime: Path) -> list[ProcessSpec]:
     """The router, tokenizers and detokenizers. Writes their orders into the private folder."""
     router = RouterProcess(
         name="router",
         models=tuple(served for served, _ in front.models),
-        api_keys=front.api_keys,
+        keys=front.keys,
         tokenizer_address=f"ipc://{runtime}/tokenizers.sock",
         detokenizer_address=f"ipc://{runtime}/detokenizers.sock",
         node_address=front.links.router,
@@ -206,12 +245,13 @@ def node_specs(node: Node, runtime: Path, index: int = 0) -> list[ProcessSpec]:
     )
     threads = node.worker.blas_threads or max(1, int((os.cpu_count() or 1) * node.share))
     return [
-        process_spec(runtime, "mlxfleet.workers.scheduler_main", scheduler),
+        process_spec(runtime, "mlxfleet.workers.scheduler_main", scheduler, vital=node.vital),
         process_spec(
             runtime,
             "mlxfleet.workers.worker_main",
             worker,
             environment=worker_environment(threads),
+            vital=node.vital,
         ),
     ]
 
@@ -224,15 +264,17 @@ def process_spec(
     environment: dict[str, str] | None = None,
     stop_order: int = 1,
     stop_grace_s: float | None = 5.0,
+    vital: bool = True,
 ) -> ProcessSpec:
     """How to start a process whose orders are `process`."""
     orders = runtime / f"{process.name}.json"
     config.save(process, orders)
-    inherited = {key: value for key, value in os.environ.items() if key != API_KEY_ENV}
+    inherited = {key: value for key, value in os.environ.items() if key not in SECRETS_ENV}
     return ProcessSpec(
         name=process.name,
         command=[sys.executable, "-m", module, str(orders)],
         environment={**inherited, **(environment or {})},
         stop_order=stop_order,
         stop_grace_s=stop_grace_s,
+        vital=vital,
     )

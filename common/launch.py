@@ -13,7 +13,7 @@ from mlxfleet.common.config import RouterOptions
 from mlxfleet.common.fleet_specs import Launch, make_specs
 from mlxfleet.common.model_files import resolve_model
 from mlxfleet.common.node_identity import node_info
-from mlxfleet.common.preflight import free_port, read_api_keys, refuse_open_port
+from mlxfleet.common.preflight import free_port, read_keys, refuse_open_port
 from mlxfleet.common.process import configure_logging
 from mlxfleet.common.runtime import runtime_folder
 from mlxfleet.common.supervising import supervise
@@ -24,13 +24,14 @@ READY_POLL_S = 0.02
 def launch(options: Launch) -> None:
     """Run until stopped by SIGTERM or SIGINT, or until a process cannot be kept running."""
     configure_logging("launch")
-    keys = read_api_keys(options.validated().router)
+    keys = read_keys(options.validated().router)
     refuse_open_port(options.router, keys)
     port = free_port(options.router)
     router = dataclasses.replace(options.router, port=port)
     options = dataclasses.replace(options, router=router)
     model_dir, model_name = resolve_model(options.model)
-    warn_without_openblas()
+    if options.sim.engine == "mlx":
+        warn_without_openblas()
     with runtime_folder() as runtime:
         info = node_info(model_name, model_dir)
         specs = make_specs(options, runtime, model_dir, model_name, keys, info)

@@ -68,13 +68,17 @@ def advertised_host(link: LinkOptions) -> str:
 
 
 def bind_host(host: str) -> str:
-    """The numeric address to bind: ZeroMQ does not look up names. ConfigError if it is unknown."""
+    """The numeric address to bind, IPv4 if there is one: ZeroMQ does not look up names.
+
+    ConfigError if the host is unknown.
+    """
     if host in WILDCARDS:
-        return ANY_HOST
+        return host if ":" in host else ANY_HOST
     try:
-        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError as error:
         raise ConfigError(f"--node-host: cannot find {host}: {error}") from error
+    return str(min(found, key=lambda entry: entry[0] != socket.AF_INET)[4][0])
 
 
 def free_ports(host: str, first: int, count: int) -> list[int]:

@@ -11,6 +11,10 @@ import psutil
 
 HEARTBEAT_S = 0.5
 SILENT_AFTER_S = 3.0
+# A process that works for sequences and says nothing for so long, or stands still, is hung.
+HUNG_AFTER_S = 2.5
+# One that has been silent for so long is sent something: that fails if its socket is closed.
+PROBE_AFTER_S = 0.4
 
 
 def new_incarnation() -> str:

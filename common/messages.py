@@ -21,7 +21,10 @@ from mlxfleet.common.kv_sizes import capacity_for
 PROTOCOL_VERSION = 1
 
 FinishReason = Literal["stop", "length"]
+WorkerState = Literal["loading", "ready", "hung", "dead"]
 Count = Annotated[int, Meta(ge=0)]
+# 64 bits; msgspec takes no limit that large.
+BlockHash = Annotated[int, Meta(ge=0)]
 
 
 def check_columns(first: Sized, *others: Sized) -> None:
@@ -155,10 +158,14 @@ RouterToTokenizer = TokenizeText | TokenizeChat | Welcome | Refused
 
 
 class Tokenized(Struct, tag="tokenized", frozen=True):
-    """One list of token ids per prompt."""
+    """One list of token ids per prompt, and one of the chained hashes of its whole blocks."""
 
     rid: str
     token_ids: list[list[int]]
+    block_hashes: list[list[BlockHash]]
+
+    def __post_init__(self) -> None:
+        check_columns(self.token_ids, self.block_hashes)
 
 
 class TokenizeFailed(Struct, tag="tokenize_failed", frozen=True):
@@ -202,7 +209,11 @@ class Release(Struct, tag="release", frozen=True):
     rid: str
 
 
-RouterToNode = Generate | Resend | Release | Welcome | Refused
+class SendKvSnapshot(Struct, tag="send_kv_snapshot", frozen=True):
+    """The router has missed events of the node's cache, or is new: tell it everything."""
+
+
+RouterToNode = Generate | Resend | Release | SendKvSnapshot | Welcome | Refused
 
 
 class NodeInfo(Struct, frozen=True, kw_only=True):
@@ -220,14 +231,21 @@ class NodeInfo(Struct, frozen=True, kw_only=True):
 
 class NodeStatus(Struct, tag="node_status", frozen=True, kw_only=True):
     """A node presents itself and reports its state, four times a second and when its worker is new.
-    `model` is None until the worker has loaded it; `can_generate` follows the worker. `busy_s` and
-    `idle_s` are how long the worker has computed, and how long it has waited with rows to run."""
+    `model` is None until the worker has loaded it. `busy_s` and `idle_s` are how long the worker
+    has computed, and how long it has waited with rows to run.
+
+    `received` counts the Generates that the figures cover. Prompt tokens that are still to be
+    computed are expected ones: less what is cached. `prefill_tokens_per_s` is measured, beside the
+    rows that decode now, 0 if nothing has run yet; `decode_step_s` is a decode step with one row
+    more, `decode_row_s` what each further row adds, `sequence_s` how long sequences have run
+    lately. `cold_age_s` is for how long the block has not been used that makes room next;
+    `kv_sequence` the number of the last message about the cache."""
 
     name: str
     incarnation: str
     version: int = PROTOCOL_VERSION
     model: ModelInfo | None
-    can_generate: bool
+    worker: WorkerState
     running: int
     queued: int
     max_running: int
@@ -237,6 +255,7 @@ class NodeStatus(Struct, tag="node_status", frozen=True, kw_only=True):
     busy_s: float
     idle_s: float
     preemptions: int
+    generated_tokens: int
     prefilled_tokens: int
     cached_tokens: int
     cold_blocks_used: int
@@ -245,7 +264,40 @@ class NodeStatus(Struct, tag="node_status", frozen=True, kw_only=True):
     worker_dropped_frames: int
     worker_memory_bytes: int
     rss_bytes: int = 0
+    received: Count = 0
+    queued_prefill_tokens: Count = 0
+    running_prefill_tokens: Count = 0
+    prefill_tokens_per_s: float = 0.0
+    decode_step_s: float = 0.0
+    decode_row_s: float = 0.0
+    sequence_s: float = 0.0
+    cold_age_s: float = 0.0
+    kv_sequence: Count = 0
     info: NodeInfo = NodeInfo()
+
+    @property
+    def can_generate(self) -> bool:
+        """Whether the worker is there and computes."""
+        return self.worker == "ready"
+
+
+class KvEvents(Struct, tag="kv_events", frozen=True, kw_only=True):
+    """Blocks of the node's cache, by hash, that came and went, after all was `cleared` if it was.
+    `sequence` counts the messages about the cache since the node started."""
+
+    sequence: Count
+    cleared: bool
+    removed: list[BlockHash]
+    stored: list[BlockHash]
+
+
+class KvSnapshot(Struct, tag="kv_snapshot", frozen=True, kw_only=True):
+    """A part of all that is in the node's cache; the `first` takes the place of what was known."""
+
+    sequence: Count
+    first: bool
+    last: bool
+    stored: list[BlockHash]
 
 
 class Rejected(Struct, tag="rejected", frozen=True):
@@ -256,7 +308,7 @@ class Rejected(Struct, tag="rejected", frozen=True):
     message: str
 
 
-NodeToRouter = NodeStatus | Rejected
+NodeToRouter = NodeStatus | KvEvents | KvSnapshot | Rejected
 
 
 # --- node -> detokenizer ----------------------------------------------------------------------
@@ -395,7 +447,11 @@ class Drop(Struct, tag="drop", frozen=True):
     rid: str
 
 
-SchedulerToWorker = Refused | Reset | Admit | Prefill | Store | Drop
+class Ping(Struct, tag="ping", frozen=True):
+    """Nothing to do: sending it fails if the worker is gone."""
+
+
+SchedulerToWorker = Refused | Reset | Ping | Admit | Prefill | Store | Drop
 
 
 class Admitted(Struct, tag="admitted", frozen=True):

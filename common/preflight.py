@@ -5,30 +5,49 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+from pathlib import Path
 
-from mlxfleet.common.config import RouterOptions
+from mlxfleet.common.config import Keys, RouterOptions
 from mlxfleet.common.errors import ConfigError, listen_error
 
 API_KEY_ENV = "MLXFLEET_API_KEY"
+ADMIN_KEY_ENV = "MLXFLEET_ADMIN_KEY"
+SECRETS_ENV = (API_KEY_ENV, ADMIN_KEY_ENV)
 
 
-def read_api_keys(options: RouterOptions) -> tuple[str, ...]:
-    """Accepted API keys, from the file and the environment; ConfigError if the file is unfit."""
-    keys = [os.environ.get(API_KEY_ENV, "").strip()]
-    if options.api_key_file is not None:
-        try:
-            keys += options.api_key_file.read_text().split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--api-key-file: cannot read it: {error}") from error
-    found = tuple(key.strip() for key in keys if key.strip() and not key.startswith("#"))
-    if options.api_key_file is not None and not found:
-        raise ConfigError(f"--api-key-file: there is no key in {options.api_key_file}")
+def read_keys(options: RouterOptions) -> Keys:
+    """Accepted keys, from files and the environment; ConfigError if a file is unfit."""
+    api = read_key_file("--api-key-file", options.api_key_file)
+    admin = read_key_file("--admin-key-file", options.admin_key_file)
+    if len(admin) > 1:
+        raise ConfigError(f"--admin-key-file: {options.admin_key_file} has more than one key")
+    api = (*from_environment(API_KEY_ENV), *api)
+    return Keys(api=api, admin=next(iter((*admin, *from_environment(ADMIN_KEY_ENV))), None))
+
+
+def from_environment(name: str) -> tuple[str, ...]:
+    """The key in an environment variable, if there is one."""
+    key = os.environ.get(name, "").strip()
+    return (key,) if key else ()
+
+
+def read_key_file(flag: str, path: Path | None) -> tuple[str, ...]:
+    """The keys in a file, one a line but for comments."""
+    if path is None:
+        return ()
+    try:
+        lines = path.read_text().split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{flag}: cannot read it: {error}") from error
+    found = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+    if not found:
+        raise ConfigError(f"{flag}: there is no key in {path}")
     return found
 
 
-def refuse_open_port(options: RouterOptions, keys: tuple[str, ...]) -> None:
+def refuse_open_port(options: RouterOptions, keys: Keys) -> None:
     """No key, no public address, unless asked for."""
-    if keys or options.allow_no_auth or is_loopback(options.host):
+    if keys.api or options.allow_no_auth or is_loopback(options.host):
         return
     raise ConfigError(
         f"--host {options.host} is open to others and there is no API key. Give --api-key-file"

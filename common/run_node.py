@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from pathlib import Path
 
 from mlxfleet.common import config
 from mlxfleet.common.blas import warn_without_openblas
-from mlxfleet.common.config import SchedulerOptions, SecurityOptions, WorkerOptions
-from mlxfleet.common.fleet_specs import Node, node_specs
+from mlxfleet.common.config import SchedulerOptions, SecurityOptions, SimOptions, WorkerOptions
+from mlxfleet.common.errors import ConfigError
+from mlxfleet.common.fleet_specs import Node, node_specs, process_spec
 from mlxfleet.common.links import node_security
 from mlxfleet.common.model_files import resolve_model
 from mlxfleet.common.node_identity import node_info, node_name
 from mlxfleet.common.process import configure_logging
 from mlxfleet.common.runtime import runtime_folder
+from mlxfleet.common.sim_specs import check_sim, sim_orders
 from mlxfleet.common.supervising import supervise
+from mlxfleet.common.supervisor import ProcessSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +31,15 @@ class NodeCommand:
     security: SecurityOptions
     scheduler: SchedulerOptions
     worker: WorkerOptions
+    sim: SimOptions = SimOptions()  # noqa: RUF009 - frozen
 
     def validated(self) -> NodeCommand:
         """Check every option; ConfigError names the wrong one."""
-        for part in (self.security, self.scheduler, self.worker):
+        for part in (self.security, self.scheduler, self.worker, self.sim):
             config.validated(part)
+        check_sim(self.sim, self.worker)
+        if self.sim.sim_nodes_per_process > 1:
+            raise ConfigError("--sim-nodes-per-process: this is one node; `launch` has several")
         return self
 
 
@@ -44,19 +52,36 @@ def run_node(command: NodeCommand) -> None:
     configure_logging(name)
     security = node_security(command.router, name, command.security)
     model_dir, model_name = resolve_model(command.model)
-    warn_without_openblas()
-    node = Node(
-        name=name,
-        model_dir=model_dir,
-        router_address=command.router,
-        scheduler=command.scheduler,
-        worker=command.worker,
-        info=node_info(model_name, model_dir),
-        security=security,
-    )
+    info = node_info(model_name, model_dir)
+
+    def specs(runtime: Path) -> list[ProcessSpec]:
+        if command.sim.engine == "sim":
+            orders = sim_orders(
+                command.sim,
+                names=[name],
+                runtime=runtime,
+                model_dir=model_dir,
+                router_address=command.router,
+                scheduler=command.scheduler,
+                max_context=command.worker.max_context,
+                info=info,
+                security=security,
+            )
+            return [process_spec(runtime, module, told) for module, told in orders]
+        warn_without_openblas()
+        node = Node(
+            name=name,
+            model_dir=model_dir,
+            router_address=command.router,
+            scheduler=command.scheduler,
+            worker=command.worker,
+            info=info,
+            security=security,
+        )
+        return node_specs(node, runtime)
 
     async def announce() -> None:
         print(f"ready node {name}", flush=True)
 
     with runtime_folder() as runtime:
-        asyncio.run(supervise(node_specs(node, runtime), announce))
+        asyncio.run(supervise(specs(runtime), announce))

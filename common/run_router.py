@@ -19,11 +19,11 @@ from mlxfleet.common.config import (
     ServedModel,
 )
 from mlxfleet.common.errors import ConfigError
-from mlxfleet.common.fleet_specs import Front, front_specs, tcp_links
+from mlxfleet.common.fleet_specs import FrontEnd, front_specs, tcp_links
 from mlxfleet.common.launch import url_of
 from mlxfleet.common.links import advertised_host, bind_host, free_ports, router_security
 from mlxfleet.common.model_files import resolve_model
-from mlxfleet.common.preflight import free_port, read_api_keys, refuse_open_port
+from mlxfleet.common.preflight import free_port, read_keys, refuse_open_port
 from mlxfleet.common.process import configure_logging
 from mlxfleet.common.runtime import runtime_folder
 from mlxfleet.common.supervising import supervise
@@ -53,7 +53,7 @@ class RouterCommand:
 def run_router(command: RouterCommand) -> None:
     """Run until stopped by SIGTERM or SIGINT, or until a process cannot be kept running."""
     configure_logging("router-parent")
-    keys = read_api_keys(command.validated().router)
+    keys = read_keys(command.validated().router)
     refuse_open_port(command.router, keys)
     security = router_security(command.link, command.security)
     router = dataclasses.replace(command.router, port=free_port(command.router))
@@ -61,12 +61,12 @@ def run_router(command: RouterCommand) -> None:
     models = served_models(command.models, command.router.served_model_name)
     ports = free_ports(host, command.link.node_port, 1 + len(models) * command.front.detokenizers)
     advertised = advertised_host(command.link)
-    front = Front(
+    front = FrontEnd(
         models=models,
         router=router,
         options=command.front,
         links=tcp_links(host, advertised, ports, security),
-        api_keys=keys,
+        keys=keys,
         trust_remote_code=command.trust_remote_code,
     )
 
@@ -82,7 +82,8 @@ def run_router(command: RouterCommand) -> None:
 def served_models(models: Sequence[str], served_name: str | None) -> list[tuple[ServedModel, Path]]:
     """What is told of each model, and its folder. ConfigError if two have the same name."""
     found: dict[str, tuple[ServedModel, Path]] = {}
-    for model in models or [None]:
+    wanted: Sequence[str | None] = models or [None]
+    for model in wanted:
         folder, source = resolve_model(model, weights=False)
         name = served_name or source
         if name in found:

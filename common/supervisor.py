@@ -36,13 +36,15 @@ class ChildFailedError(MlxfleetError):
 @dataclass(frozen=True)
 class ProcessSpec:
     """What to execute. `stop_order`: lower ones are stopped, and waited for, first.
-    `stop_grace_s` is how long SIGTERM may take before SIGKILL; None waits for ever."""
+    `stop_grace_s` is how long SIGTERM may take before SIGKILL; None waits for ever. One that is
+    not `vital` is started again for ever, because others do its work meanwhile."""
 
     name: str
     command: Sequence[str]
     environment: Mapping[str, str]
     stop_order: int
     stop_grace_s: float | None = STOP_GRACE_S
+    vital: bool = True
 
 
 @dataclass
@@ -149,7 +151,7 @@ class Supervisor:
                 self._give_up(ChildFailedError(why, as_exit_code(code)))
                 return
             child.deaths.append(time.monotonic())
-            if looping(list(child.deaths)):
+            if child.spec.vital and looping(list(child.deaths)):
                 self._give_up(ChildFailedError(f"{why}, again and again", ExitCode.CRASH_LOOP))
                 return
             pause_s = backoff_s(list(child.deaths))

@@ -6,7 +6,10 @@ import asyncio
 import logging
 import secrets
 import time
+from collections import Counter
+from collections.abc import Callable
 from collections.abc import Sequence as Many
+from functools import partial
 
 import zmq
 
@@ -22,6 +25,7 @@ from mlxfleet.common.errors import (
 from mlxfleet.common.messages import (
     CloseStream,
     Generate,
+    NodeStatus,
     OpenStream,
     Rejected,
     Release,
@@ -30,8 +34,10 @@ from mlxfleet.common.messages import (
 )
 from mlxfleet.router.catalog import Catalog
 from mlxfleet.router.detokenizers import Detokenizers
+from mlxfleet.router.health import State
 from mlxfleet.router.metrics import Metrics
 from mlxfleet.router.nodes import Nodes
+from mlxfleet.router.routing import Routing
 from mlxfleet.router.sequences import Sequence
 
 log = logging.getLogger(__name__)
@@ -40,9 +46,8 @@ PROMPT_TAIL_TOKENS = 8
 # Fewer than the deaths in a row at which the parent gives up the fleet.
 MAX_DETOKENIZER_DEATHS = 4
 RETRY_AFTER_S = 1
-# More nodes than that are not lost under one request by accident.
-MAX_MOVES = 3
 WATCH_S = 0.1
+HELD_UP_S = 0.3
 
 
 class Dispatcher:
@@ -55,17 +60,17 @@ class Dispatcher:
         node_address: str,
         detokenizer_address: str,
         session: str,
-        max_sequences: int,
         node_wait_s: float,
         metrics: Metrics,
+        routing: Routing,
+        on_nodes_changed: Callable[[], None] = lambda: None,
         models: Many[ServedModel] = (ServedModel(),),
         security: CurveServer | None = None,
     ) -> None:
         self._sequences: dict[str, Sequence] = {}
-        self._reserved = 0
-        self._max_sequences = max_sequences
         self._node_wait_s = node_wait_s
         self._metrics = metrics
+        self._routing = routing
         self.detokenizers = Detokenizers(
             context,
             detokenizer_address,
@@ -82,92 +87,106 @@ class Dispatcher:
             detokenizers=self.detokenizers.addresses,
             on_rejected=self._on_rejected,
             on_fresh=self._on_fresh_node,
+            routing=routing,
+            on_change=on_nodes_changed,
             on_refused=lambda why: metrics.refused_nodes.labels(why).inc(),
             security=security,
         )
 
-    @property
-    def in_flight(self) -> int:
-        """Sequences that are reserved or running."""
-        return self._reserved
-
-    def reserve(self, count: int) -> None:
-        """Make room for `count` sequences, to be given back with `unreserve`."""
-        if count > self._max_sequences:
-            raise InvalidRequestError(
-                f"the request asks for {count} sequences, at most {self._max_sequences} fit",
-                param="n",
-            )
-        if self._reserved + count > self._max_sequences:
-            raise OverloadedError("too many requests are in flight", retry_after_s=RETRY_AFTER_S)
-        self._reserved += count
-
-    def unreserve(self, count: int) -> None:
-        """Give room back."""
-        self._reserved -= count
-
     async def start(self, sequences: Many[Sequence]) -> None:
-        """Send sequences of one model to a node. They end by themselves; `release` them in any
-        case."""
-        node = await self.nodes.pick(sequences[0].model, self._load, self._node_wait_s)
+        """Send sequences of one model to nodes, those of one prompt to the same. They end by
+        themselves; `release` them in any case."""
+        node = ""
+        prompt: list[int] | None = None
         for sequence in sequences:
+            if sequence.prompt_ids != prompt:
+                choose = partial(self._choose, sequence)
+                node = await self.nodes.pick(sequence.model, choose, self._node_wait_s)
+                prompt = sequence.prompt_ids
             detokenizer = self.detokenizers.assign(sequence.model)
             if detokenizer is None:
                 raise UnavailableError("no detokenizer is there", retry_after_s=RETRY_AFTER_S)
-            sequence.node, sequence.detokenizer = node, detokenizer
+            sequence.detokenizer = detokenizer
             self._sequences[sequence.rid] = sequence
-            self._open(sequence)
-            self._generate(sequence)
+            with self._metrics.timed("send"):
+                self._open(sequence)
+                self._send_to(sequence, node)
 
     def release(self, sequence: Sequence) -> None:
         """Stop a sequence wherever it is, and forget it everywhere."""
         if self._sequences.pop(sequence.rid, None) is not None:
+            self._routing.over(sequence)
             self.nodes.send(sequence.node, Release(sequence.rid))
+            self.nodes.probe_ended(sequence.node, sequence.rid)
             self.detokenizers.send(sequence.detokenizer, CloseStream(sequence.rid))
 
     async def watch_nodes(self) -> None:
-        """Move sequences away from nodes that cannot go on; runs until it is cancelled."""
+        """Look at the nodes and move sequences away from those that cannot go on; runs until it is
+        cancelled."""
+        looked = time.monotonic()
         while True:
-            self.move_stranded(time.monotonic())
             await asyncio.sleep(WATCH_S)
+            now = time.monotonic()
+            # When this process was held up itself, reports may be waiting that it has not read.
+            if now - looked < HELD_UP_S:
+                self.nodes.look(now)
+                self._routing.keep(self.nodes.present())
+                self.move_stranded(now)
+            looked = now
 
     def move_stranded(self, now: float) -> None:
-        """Continue every sequence whose node is lost on another. Without another it waits, as long
-        as a request may wait for a node. `now` is time.monotonic()."""
-        ready_by_model: dict[str, list[str]] = {}
-        for status in self.nodes.ready():
-            ready_by_model.setdefault(self.nodes.model_of(status.name), []).append(status.name)
+        """Continue every sequence whose node is lost or draining on another. Without another, one
+        that is lost waits, as long as a request may wait for a node. `now` is time.monotonic()."""
         for sequence in list(self._sequences.values()):
             if sequence.ended:
                 continue
-            ready = ready_by_model.get(sequence.model, [])
-            if sequence.node in ready:
+            if now - (sequence.refused_since or now) > self._node_wait_s:
+                sequence.fail(OverloadedError("every node is full", retry_after_s=RETRY_AFTER_S))
+                continue
+            state = self.nodes.state(sequence.node)
+            if state in (State.READY, State.BUSY):
                 sequence.stranded_since = None
-            elif ready:
-                self._move(sequence, min(ready, key=self._load))
+                continue
+            ready = self.nodes.ready(sequence.model)
+            others = [status for status in ready if status.name != sequence.node]
+            if others:
+                self._move(sequence, self._choose(sequence, others), state)
+            elif state.well:
+                sequence.stranded_since = None
             elif sequence.stranded_since is None:
                 sequence.stranded_since = now
             elif now - sequence.stranded_since > self._node_wait_s:
                 why = "the request's node is lost, and there is no other"
                 sequence.fail(UnavailableError(why, retry_after_s=RETRY_AFTER_S))
 
-    def _move(self, sequence: Sequence, node: str) -> None:
+    def _move(self, sequence: Sequence, node: str, state: State) -> None:
         """Continue on another node: prompt and tokens so far, with the same random numbers."""
-        sequence.moves += 1
-        if sequence.moves > MAX_MOVES:
-            why = f"{sequence.moves} nodes were lost under this request"
+        if not state.well and sequence.node and not sequence.may_move():
+            why = f"nodes were lost under this request {sequence.moves} times"
             sequence.fail(GenerationError(why))
             return
-        log.warning("%s goes on on %s, because %s is lost", sequence.rid, node, sequence.node)
-        self._metrics.failovers.inc()
+        if sequence.node:
+            log.info("%s goes on on %s: %s is %s", sequence.rid, node, sequence.node, state)
+            self._metrics.failovers.inc()
+        self._routing.over(sequence)
         # It may only be stuck, and go on later.
         self.nodes.send(sequence.node, Release(sequence.rid))
-        sequence.node = node
+        self.nodes.probe_ended(sequence.node, sequence.rid)
         sequence.stranded_since = None
+        self._send_to(sequence, node)
+
+    def _send_to(self, sequence: Sequence, node: str) -> None:
+        sequence.node = node
+        self.nodes.requested(node, sequence.rid)
         self._generate(sequence)
 
-    def _load(self, node: str) -> int:
-        return sum(s.node == node and not s.ended for s in self._sequences.values())
+    def loads(self) -> Counter[str]:
+        """How many sequences each node has."""
+        return Counter(s.node for s in self._sequences.values() if not s.ended)
+
+    def _choose(self, sequence: Sequence, ready: list[NodeStatus]) -> str:
+        with self._metrics.timed("route"):
+            return self._routing.choose(sequence, ready)
 
     def _open(self, sequence: Sequence) -> None:
         self.detokenizers.send(
@@ -182,7 +201,7 @@ class Dispatcher:
         )
 
     def _generate(self, sequence: Sequence) -> None:
-        self.nodes.send(
+        sent = self.nodes.send(
             sequence.node,
             Generate(
                 rid=sequence.rid,
@@ -192,6 +211,8 @@ class Dispatcher:
                 sampling=sequence.sampling,
             ),
         )
+        if sent:
+            self._routing.sent(sequence)
 
     def _recover(self, sequence: Sequence) -> None:
         """Open the stream again with what we have, and have the rest sent once more."""
@@ -229,7 +250,16 @@ class Dispatcher:
         if message.code == "unknown":
             # The node restarted between our messages; it continues from what we have.
             self._generate(sequence)
+        elif message.code == "queue_full":
+            # Counts and reports cross; `move_stranded` finds it another place.
+            self._routing.over(sequence)
+            self.nodes.probe_ended(node, sequence.rid)
+            sequence.node = ""
+            sequence.refused_since = sequence.refused_since or time.monotonic()
         else:
+            self._routing.over(sequence)
+            if message.code == "failed":
+                self.nodes.failed(node)
             sequence.fail(rejection_error(message))
 
     def _on_text(self, text: Text) -> None:
@@ -255,6 +285,10 @@ class Dispatcher:
         if logprobs := text.logprobs.get(position):
             pending.logprobs.extend(logprobs[known_ids:])
         if ids:
+            sequence.refused_since = None
+            self.nodes.brought_tokens(sequence.node, sequence.rid)
+            if sequence.last_token is None:
+                self._routing.answered(sequence)
             self._metrics.observe_tokens(sequence, len(ids), now)
         if (finish := text.finish.get(position)) is not None:
             sequence.finish_reason = pending.finish_reason = finish.reason
@@ -271,8 +305,6 @@ def new_rid() -> str:
 def rejection_error(message: Rejected) -> RequestError:
     """What the client is told when a node refuses."""
     match message.code:
-        case "queue_full":
-            return OverloadedError(message.message, retry_after_s=RETRY_AFTER_S)
         case "too_long":
             return InvalidRequestError(message.message, code="context_length_exceeded")
         case _:

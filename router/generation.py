@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from mlxfleet.common.errors import InvalidRequestError, UnavailableError
+from mlxfleet.common.block_hashes import block_hashes
+from mlxfleet.common.errors import InvalidRequestError, RequestError, UnavailableError
 from mlxfleet.common.messages import (
     FinishReason,
     ModelInfo,
     Sampling,
     TokenizeChat,
+    Tokenized,
     TokenizeText,
     TokenTextLogprobs,
 )
@@ -55,11 +57,12 @@ class Generation:
     def __init__(
         self,
         dispatcher: Dispatcher,
-        prompts: list[list[int]],
+        tokenized: Tokenized,
         sampling: Sampling,
         request: Parameters,
         model: str,
     ) -> None:
+        prompts = tokenized.token_ids
         self._dispatcher = dispatcher
         self.model = model
         self._wakeup = asyncio.Event()
@@ -74,10 +77,16 @@ class Generation:
                 stop=request.stops,
                 wakeup=self._wakeup,
                 model=model,
+                block_hashes=tokenized.block_hashes[prompt],
             )
             for prompt in range(len(prompts))
             for choice in range(self.n)
         ]
+
+    def belongs_to(self, session: str | None) -> None:
+        """Say which session the sequences are of."""
+        for sequence in self.sequences:
+            sequence.session = session
 
     @contextmanager
     def released_at_end(self) -> Iterator[None]:
@@ -87,6 +96,11 @@ class Generation:
         finally:
             for sequence in self.sequences:
                 self._dispatcher.release(sequence)
+
+    def fail(self, error: RequestError) -> None:
+        """End every sequence that has not ended with an error."""
+        for sequence in self.sequences:
+            sequence.fail(error)
 
     async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
         """Start, then yield (choice, what is new) until every choice has ended."""
@@ -140,15 +154,6 @@ class Front:
         self._dispatcher = dispatcher
         self._default_max_tokens = default_max_tokens
 
-    @contextmanager
-    def room_for(self, request: Parameters) -> Iterator[None]:
-        """Hold room in the router for a request's sequences, from before they are tokenized."""
-        self._dispatcher.reserve(request.sequences)
-        try:
-            yield
-        finally:
-            self._dispatcher.unreserve(request.sequences)
-
     async def chat(self, request: ChatRequest) -> Generation:
         """A chat request's generation."""
         stated = chat_max_tokens(request)
@@ -156,9 +161,10 @@ class Front:
         name = self.catalog.find(request.model)
         model = self._model(name)
         messages = [message.for_template() for message in request.messages]
-        prompts = await self._tokenizers.tokenize(
+        tokenized = await self._tokenizers.tokenize(
             TokenizeChat(new_rid(), messages, model.context_length), name
         )
+        prompts = tokenized.token_ids
         check_prompts(prompts, model, "messages")
         room = model.context_length - len(prompts[0])
         max_tokens = stated or min(self._default_max_tokens, room)
@@ -166,7 +172,7 @@ class Front:
         sampling = make_sampling(
             request, max_tokens=max_tokens, logprobs=logprobs, vocab_size=model.vocab_size
         )
-        return Generation(self._dispatcher, prompts, sampling, request, name)
+        return Generation(self._dispatcher, tokenized, sampling, request, name)
 
     async def completion(self, request: CompletionRequest) -> Generation:
         """A completion request's generation."""
@@ -180,12 +186,15 @@ class Front:
         texts = [item for item in prompt if isinstance(item, str)]
         prompts = [item for item in prompt if isinstance(item, list)]
         if texts:
-            prompts = await self._tokenizers.tokenize(
+            tokenized = await self._tokenizers.tokenize(
                 TokenizeText(new_rid(), texts, model.context_length), name
             )
+            prompts = tokenized.token_ids
         check_prompts(prompts, model, "prompt")
         check_length(prompts, max_tokens, model, "prompt")
-        return Generation(self._dispatcher, prompts, sampling, request, name)
+        if not texts:
+            tokenized = Tokenized(new_rid(), prompts, [block_hashes(ids) for ids in prompts])
+        return Generation(self._dispatcher, tokenized, sampling, request, name)
 
     def _model(self, name: str) -> ModelInfo:
         model = self._dispatcher.nodes.model_info(name)

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
+import contextlib
 import logging
+import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
+from mlxfleet.common.config import Keys
 from mlxfleet.common.errors import (
-    AuthenticationError,
+    DeadlineError,
     GenerationError,
     InvalidRequestError,
     RequestError,
     UnavailableError,
 )
+from mlxfleet.router.admin import Admin
+from mlxfleet.router.admission import Admission, Ticket
+from mlxfleet.router.auth import Authenticator, client_name
 from mlxfleet.router.generation import Front, Generation
 from mlxfleet.router.metrics import Metrics
 from mlxfleet.router.parameters import ChatRequest, CompletionRequest, Parameters, parse
@@ -29,8 +34,9 @@ log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Shape = ChatShape | CompletionShape
 
-OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
+TIMEOUT_HEADER = "X-Request-Timeout"
 DRAINING_RETRY_AFTER_S = 10
+SESSION_HEADER = "X-Session-Id"
 encode = msgspec.json.Encoder().encode
 
 
@@ -40,13 +46,17 @@ class Api:
     def __init__(
         self,
         *,
-        api_keys: tuple[str, ...],
+        keys: Keys,
         front: Front,
+        admission: Admission,
+        admin: Admin,
         metrics: Metrics,
         can_generate: Callable[[], bool],
     ) -> None:
-        self._api_keys = [key.encode() for key in api_keys]
+        self._authenticator = Authenticator(keys)
         self._front = front
+        self._admission = admission
+        self._admin = admin
         self._metrics = metrics
         self._can_generate = can_generate
         self._created = int(time.time())
@@ -70,6 +80,7 @@ class Api:
                 web.get("/health", self._health),
                 web.get("/ready", self._ready),
                 web.get("/metrics", self._show_metrics),
+                *self._admin.routes(),
             ]
         )
         return app
@@ -94,16 +105,7 @@ class Api:
 
     @web.middleware
     async def _authenticate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if self._api_keys and request.path not in OPEN_PATHS:
-            scheme, _, key = request.headers.get("Authorization", "").partition(" ")
-            given = key.strip().encode(errors="surrogateescape")
-            # Compare with every key, so that the time tells nothing.
-            matches = [hmac.compare_digest(given, known) for known in self._api_keys]
-            if scheme.lower() != "bearer" or not any(matches):
-                raise AuthenticationError(
-                    "a valid API key is needed, as 'Authorization: Bearer KEY'",
-                    code="invalid_api_key",
-                )
+        self._authenticator.check(request)
         return await handler(request)
 
     # --- routes -------------------------------------------------------------------------------
@@ -163,15 +165,20 @@ class Api:
                 raise UnavailableError(
                     "the server is shutting down", retry_after_s=DRAINING_RETRY_AFTER_S
                 )
-            request = parse(kind, await http.read())
-            self._front.catalog.find(request.model)
-            with self._front.room_for(request):
-                generation = await make(request)
+            body = await http.read()
+            with self._metrics.timed("validate"):
+                request = parse(kind, body)
+                ticket = make_ticket(http, request, self._front.catalog.find(request.model))
+            with self._admission.room_for(ticket):
+                with self._metrics.timed("tokenize"):
+                    generation = await make(request)
+                generation.belongs_to(http.headers.get(SESSION_HEADER) or request.user)
                 self._metrics.prompt_tokens.inc(generation.prompt_tokens)
                 shape = make_shape(request)
                 answer = self._stream if request.stream else self._whole
-                with generation.released_at_end():
-                    response = await answer(http, request, generation, shape)
+                async with self._admission.turn(ticket):
+                    with generation.released_at_end(), ends_at(ticket.deadline, generation):
+                        response = await answer(http, request, generation, shape)
             failed = any(sequence.error for sequence in generation.sequences)
             outcome = "error" if failed else "ok"
             return response
@@ -251,6 +258,43 @@ class Api:
         }
 
 
+def make_ticket(http: web.Request, request: Parameters, model: str) -> Ticket:
+    """A request's place in the queue; InvalidRequestError if its time limit is none."""
+    deadline = None
+    if (text := http.headers.get(TIMEOUT_HEADER)) is not None:
+        try:
+            timeout_s = float(text)
+        except ValueError:
+            timeout_s = math.nan
+        if not 0 < timeout_s < math.inf:
+            raise InvalidRequestError(
+                f"the header {TIMEOUT_HEADER} wants a positive number of seconds, not {text!r}",
+                param=TIMEOUT_HEADER,
+            )
+        deadline = asyncio.get_running_loop().time() + timeout_s
+    return Ticket(
+        client=client_name(http),
+        model=model,
+        sequences=request.sequences,
+        priority=request.priority or "interactive",
+        deadline=deadline,
+    )
+
+
+@contextlib.contextmanager
+def ends_at(deadline: float | None, generation: Generation) -> Iterator[None]:
+    """Fail a generation at a time of the event loop."""
+    if deadline is None:
+        yield
+        return
+    error = DeadlineError("the request did not end within its time limit")
+    timer = asyncio.get_running_loop().call_at(deadline, generation.fail, error)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def event(data: object) -> bytes:
     """A server-sent event."""
     return b"data: " + encode(data) + b"\n\n"
@@ -285,4 +329,4 @@ def outcome_of(error: RequestError) -> str:
     """How a refusal is counted."""
     if isinstance(error, GenerationError):
         return "error"
-    return "backpressure" if error.status in (429, 503) else "client_error"
+    return "backpressure" if error.status in (429, 503, 504) else "client_error"

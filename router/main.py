@@ -13,11 +13,15 @@ from mlxfleet.common.curve import Gatekeeper
 from mlxfleet.common.errors import listen_error
 from mlxfleet.common.liveness import new_incarnation
 from mlxfleet.common.process import Service, run_service
+from mlxfleet.router.admin import Admin
+from mlxfleet.router.admission import Admission
 from mlxfleet.router.catalog import Catalog
 from mlxfleet.router.dispatcher import Dispatcher
 from mlxfleet.router.generation import Front
 from mlxfleet.router.http import Api
 from mlxfleet.router.metrics import FleetCollector, Metrics
+from mlxfleet.router.routing import Routing
+from mlxfleet.router.routing_metrics import RoutingCollector
 from mlxfleet.router.tokenizers import Tokenizers
 
 CUT_OFF_S = 0.1
@@ -43,29 +47,42 @@ class RouterService(Service):
                 self._context, told.security, metrics.refused_nodes.labels("key").inc
             )
         self._tokenizers = Tokenizers(self._context, told.tokenizer_address, session)
+        routing = Routing(options.routing, max_index_blocks=options.cache_index_blocks)
+        metrics.registry.register(RoutingCollector(routing))
         self._dispatcher = Dispatcher(
             self._context,
             node_address=told.node_address,
             detokenizer_address=told.detokenizer_address,
             session=session,
-            max_sequences=options.max_requests,
             node_wait_s=options.node_wait_s,
             metrics=metrics,
+            on_nodes_changed=lambda: admission.pump(),
             models=told.models,
             security=told.security,
+            routing=routing,
         )
-        metrics.in_flight.set_function(lambda: self._dispatcher.in_flight)
+        admission = Admission(
+            self._catalog.names,
+            self._dispatcher.nodes.capacity,
+            max_sequences=options.max_requests,
+            max_per_client=options.max_requests_per_key,
+            max_wait_s=options.queue_wait_s,
+            node_wait_s=options.node_wait_s,
+        )
+        metrics.watch_admission(admission)
         pools = {
             "tokenizers": self._tokenizers.pool,
             "detokenizers": self._dispatcher.detokenizers.pool,
             "nodes": self._dispatcher.nodes.pool,
         }
-        metrics.registry.register(FleetCollector(pools, lambda: self._dispatcher.nodes.status))
+        metrics.registry.register(FleetCollector(pools, self._dispatcher.nodes))
         self._api = Api(
-            api_keys=told.api_keys,
+            keys=told.keys,
             front=Front(
                 self._tokenizers, self._dispatcher, self._catalog, options.default_max_tokens
             ),
+            admission=admission,
+            admin=Admin(self._dispatcher, admission),
             metrics=metrics,
             can_generate=self._can_generate,
         )

@@ -13,29 +13,41 @@ from mlxfleet.common import channels
 from mlxfleet.common.curve import CurveServer
 from mlxfleet.common.errors import UnavailableError
 from mlxfleet.common.key_files import NAME
+from mlxfleet.common.liveness import PROBE_AFTER_S
 from mlxfleet.common.messages import (
     PROTOCOL_VERSION,
+    KvEvents,
+    KvSnapshot,
     ModelInfo,
     NodeStatus,
     NodeToRouter,
     Rejected,
     RouterToNode,
+    SendKvSnapshot,
 )
+from mlxfleet.router.breaker import Breaker, BreakerState
 from mlxfleet.router.catalog import Catalog
 from mlxfleet.router.claims import NameClaims, Verdict
+from mlxfleet.router.health import NodeHealth, State
 from mlxfleet.router.pool import Greeting, Pool
+from mlxfleet.router.routing import Routing
 
 log = logging.getLogger(__name__)
 
+# A node that comes back later is a new one.
+FORGET_AFTER_S = 600.0
+QUEUED_SHARE = 0.25
 MAX_NODES = 1024
 
 
 class Nodes:
-    """Knows each node's last report and sends requests to them.
+    """Knows each node's last report and health, and sends requests to them.
 
     `on_rejected` takes a node's name and its refusal; `on_fresh` the name of a node that has
-    restarted; `on_refused` a word for why a node was not let in.
-    `detokenizers` gives the addresses that nodes of a model send tokens to.
+    restarted; `on_change` is called when requests may have become welcome somewhere.
+    `on_refused` takes a word for why a node was not let in.
+    `detokenizers` gives the addresses that nodes of a model send tokens to. `routing`
+    hears what nodes report.
     """
 
     def __init__(
@@ -48,18 +60,25 @@ class Nodes:
         detokenizers: Callable[[str], dict[str, str]],
         on_rejected: Callable[[str, Rejected], None],
         on_fresh: Callable[[str], None],
+        routing: Routing,
+        on_change: Callable[[], None],
         on_refused: Callable[[str], None],
         security: CurveServer | None = None,
     ) -> None:
         self.pool = Pool(channels.server(context, NodeToRouter, address, security), session)
         self.status: dict[str, NodeStatus] = {}
+        self.breakers: dict[str, Breaker] = {}
+        self._health: dict[str, NodeHealth] = {}
+        self._states: dict[str, State] = {}
         self._models: dict[str, str] = {}
         self._catalog = catalog
         self._claims = NameClaims()
         self._detokenizers = detokenizers
         self._on_rejected = on_rejected
         self._on_fresh = on_fresh
+        self._on_change = on_change
         self._on_refused = on_refused
+        self._routing = routing
         self._changed = asyncio.Event()
         self.pool.channel.attach(self._on_message)
 
@@ -68,21 +87,113 @@ class Nodes:
         statuses = (s for name, s in self.status.items() if self._models[name] == model)
         return next((s.model for s in statuses if s.model is not None), None)
 
+    def state(self, node: str) -> State:
+        """What a node was doing when it was last looked at."""
+        return self._states.get(node, State.DEAD)
+
+    def present(self) -> set[str]:
+        """Nodes that are not dead, so that what they have cached counts."""
+        return {name for name, state in self._states.items() if state is not State.DEAD}
+
+    def silent_s(self, node: str) -> float:
+        """Seconds since a node's last report."""
+        return self._health[node].silent_s(time.monotonic())
+
+    def tokens_per_s(self, node: str) -> float:
+        """Tokens that a node has lately generated in a second, none if it is lost."""
+        return self._health[node].tokens_per_s if self.state(node).well else 0.0
+
+    def breaker_state(self, node: str) -> BreakerState:
+        """Whether a node gets requests again after faults."""
+        return self.breakers[node].state(time.monotonic())
+
+    def capacity(self, model: str) -> int | None:
+        """Sequences that may be on a model's ready nodes at once, with those that wait there for a
+        place so that none is free for long; None without a ready node."""
+        ready = self.ready(model)
+        ahead = [min(s.max_queue, int(QUEUED_SHARE * s.max_running) + 1) for s in ready]
+        return sum(s.max_running for s in ready) + sum(ahead) if ready else None
+
     def model_of(self, node: str) -> str:
         """The name of a known node's model in the API."""
         return self._models[node]
 
     def ready(self, model: str | None = None) -> list[NodeStatus]:
-        """Nodes that can generate now, with a certain model or with any."""
-        alive = {peer.name for peer in self.pool.alive()}
+        """Nodes that may get a request now, with a certain model or with any."""
+        now = time.monotonic()
+        takes = (State.READY, State.BUSY)
         return [
-            s
-            for s in self.status.values()
-            if s.name in alive and s.can_generate and model in (None, self._models[s.name])
+            status
+            for name, status in self.status.items()
+            if self._states[name] in takes
+            and model in (None, self._models[name])
+            and self.breakers[name].allows(now)
         ]
 
-    async def pick(self, model: str, load: Callable[[str], int], wait_s: float) -> str:
-        """The model's ready node with the least load; waits for one, UnavailableError after
+    def drain(self, node: str, draining: bool) -> bool:
+        """Give a node no more requests, or some again; False if it is unknown."""
+        health = self._health.get(node)
+        if health is None:
+            return False
+        health.draining = draining
+        log.info("%s %s", node, "is draining" if draining else "takes requests again")
+        self._look(node, time.monotonic())
+        return True
+
+    def look(self, now: float) -> None:
+        """Find out how every node is. One that is silent is sent something, which fails at once if
+        its socket is closed."""
+        for name, health in list(self._health.items()):
+            if health.silent_s(now) > FORGET_AFTER_S:
+                log.info("%s has been away for long and is forgotten", name)
+                self._forget(name)
+                continue
+            if health.silent_s(now) > PROBE_AFTER_S and not self.pool.reaches(name):
+                health.link_closed()
+            self._look(name, now)
+
+    def requested(self, node: str, rid: str) -> None:
+        """A request goes to a node."""
+        self.breakers[node].sent(rid, time.monotonic())
+
+    def brought_tokens(self, node: str, rid: str) -> None:
+        """A node has brought tokens of a request."""
+        if (breaker := self.breakers.get(node)) is not None:
+            breaker.succeeded(rid)
+
+    def probe_ended(self, node: str, rid: str) -> None:
+        """A request has left a node, whether it brought tokens or not."""
+        if (breaker := self.breakers.get(node)) is not None:
+            breaker.probe_ended(rid)
+
+    def failed(self, node: str) -> None:
+        """A node has given up a request."""
+        if (breaker := self.breakers.get(node)) is not None:
+            breaker.fault(time.monotonic())
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._on_change()
+
+    def _forget(self, name: str) -> None:
+        by_name = (self.status, self.breakers, self._health, self._states, self._models)
+        for known in (self.pool.peers, *by_name):
+            known.pop(name, None)
+
+    def _look(self, name: str, now: float) -> None:
+        before, state = self._states.get(name), self._health[name].state(now)
+        if state is before:
+            return
+        self._states[name] = state
+        if before is not None and before.well and not state.well:
+            log.warning("%s is %s", name, state)
+            self.breakers[name].fault(now)
+        self._tell()
+
+    async def pick(
+        self, model: str, choose: Callable[[list[NodeStatus]], str], wait_s: float
+    ) -> str:
+        """What is chosen of a model's ready nodes; waits for one, UnavailableError after
         `wait_s`."""
         try:
             async with asyncio.timeout(wait_s):
@@ -91,7 +202,7 @@ class Nodes:
                     await self._changed.wait()
         except TimeoutError as error:
             raise UnavailableError("no node can generate now", retry_after_s=5) from error
-        return min(ready, key=lambda status: load(status.name)).name
+        return choose(ready)
 
     def send(self, node: str, message: RouterToNode) -> bool:
         """Send to a node; False if it is gone. It gets its requests again when it is back."""
@@ -104,10 +215,15 @@ class Nodes:
             case Rejected():
                 if (node := self.pool.name_of(sender)) is not None:
                     self._on_rejected(node, message)
+            case KvEvents() | KvSnapshot():
+                node = self.pool.name_of(sender)
+                if node is not None and self._routing.on_cache(node, message):
+                    self.send(node, SendKvSnapshot())
 
     def _on_status(self, sender: bytes, status: NodeStatus) -> None:
         if not self._may_join(sender, status):
             return
+        now = time.monotonic()
         model = self._catalog.model_of(status.info) or ""
         greeting = self.pool.greet(sender, status, self._detokenizers(model))
         if greeting is Greeting.REFUSED:
@@ -115,7 +231,12 @@ class Nodes:
             return
         self._models[status.name] = model
         self.status[status.name] = status
-        self._changed.set()
+        self.breakers.setdefault(status.name, Breaker())
+        self._health.setdefault(status.name, NodeHealth(status, now)).report(status, now)
+        self._look(status.name, now)
+        self._tell()
+        if self._routing.on_status(status, fresh=greeting is Greeting.FRESH):
+            self.send(status.name, SendKvSnapshot())
         if greeting is Greeting.FRESH:
             self._on_fresh(status.name)
 
@@ -150,8 +271,7 @@ class Nodes:
         oldest = min(self.pool.peers.values(), key=lambda peer: peer.last_seen)
         if not oldest.silent():
             return self._refuse(sender, status, "full", f"{MAX_NODES} nodes are here already")
-        for known in (self.pool.peers, self.status, self._models):
-            known.pop(oldest.name, None)
+        self._forget(oldest.name)
         return True
 
     def _refuse(self, sender: bytes, status: NodeStatus, word: str, reason: str) -> bool:

@@ -11,6 +11,7 @@ from msgspec import Meta, Struct
 
 from mlxfleet.common.errors import InvalidRequestError
 from mlxfleet.common.messages import Sampling
+from mlxfleet.router.admission import Priority
 
 MAX_CHOICES = 64
 MAX_STOPS = 16
@@ -101,6 +102,7 @@ class Parameters(Struct, forbid_unknown_fields=True, kw_only=True):
     logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
     ignore_eos: bool | None = False
     user: str | None = None
+    priority: Priority | None = None
 
     @property
     def include_usage(self) -> bool:

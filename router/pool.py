@@ -68,6 +68,10 @@ class Pool:
         peer = self.peers.get(name)
         return peer is not None and self.channel.send(message, to=peer.identity)
 
+    def reaches(self, name: str) -> bool:
+        """Whether something can be sent to a process: not if its socket is closed."""
+        return self.send(name, Welcome(self._session))
+
     def alive(self) -> Iterable[Peer]:
         """Those heard from lately."""
         now = time.monotonic()

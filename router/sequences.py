@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from mlxfleet.common.errors import RequestError
 from mlxfleet.common.messages import FinishReason, Sampling, TokenTextLogprobs
 
+MAX_FRUITLESS_MOVES = 3
+MAX_MOVES = 32
+
 
 @dataclass
 class Delta:
@@ -27,9 +30,11 @@ class Sequence:
     """A sequence in flight.
 
     `wakeup` is shared by all sequences of one HTTP request. `output_ids` and `chars` are what has
-    arrived, whether the client has read it or not; `pending` is what it has not. `moves` counts the
-    nodes that were lost under it; `stranded_since` is when its node was last seen to be lost with
-    no other to go to (time.monotonic).
+    arrived, whether the client has read it or not; `pending` is what it has not. `block_hashes` are
+    those of the prompt, `session` what the client calls the conversation. `moves` counts the
+    nodes that were lost under it, `fruitless_moves` those since its last token; `stranded_since` is
+    when its node was last seen to be lost with no other to go to, `refused_since` when a node first
+    had no room for it, both in time.monotonic().
     """
 
     rid: str
@@ -38,6 +43,8 @@ class Sequence:
     stop: list[str]
     wakeup: asyncio.Event
     model: str = ""
+    block_hashes: list[int] = field(default_factory=list)
+    session: str | None = None
     node: str = ""
     detokenizer: str = ""
     output_ids: list[int] = field(default_factory=list)
@@ -47,7 +54,10 @@ class Sequence:
     cached_tokens: int = 0
     detokenizer_deaths: int = 0
     moves: int = 0
+    fruitless_moves: int = 0
+    tokens_at_move: int = 0
     stranded_since: float | None = None
+    refused_since: float | None = None
     error: RequestError | None = None
     started: float = field(default_factory=time.perf_counter)
     last_token: float | None = None
@@ -62,6 +72,15 @@ class Sequence:
         if not self.ended:
             self.error = error
             self.wakeup.set()
+
+    def may_move(self) -> bool:
+        """Count one more node lost under it; False if so many are not lost by accident."""
+        if len(self.output_ids) > self.tokens_at_move:
+            self.fruitless_moves = 0
+        self.tokens_at_move = len(self.output_ids)
+        self.moves += 1
+        self.fruitless_moves += 1
+        return self.fruitless_moves <= MAX_FRUITLESS_MOVES and self.moves <= MAX_MOVES
 
     def take(self) -> Delta:
         """What is new; raises the error if it failed."""

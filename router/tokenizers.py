@@ -28,7 +28,7 @@ class Job:
     """A prompt being tokenized, and by whom ("" while nobody is there)."""
 
     message: TokenizeText | TokenizeChat
-    answer: asyncio.Future[list[list[int]]]
+    answer: asyncio.Future[Tokenized]
     model: str = ""
     tokenizer: str = ""
     deaths: int = 0
@@ -52,11 +52,9 @@ class Tokenizers:
         """Names of a model's tokenizers that were heard from lately."""
         return [p.name for p in self._pool.alive() if self._models[p.name] == model]
 
-    async def tokenize(
-        self, message: TokenizeText | TokenizeChat, model: str = ""
-    ) -> list[list[int]]:
-        """Token ids per prompt, as a model has them. InvalidRequestError if they cannot be encoded,
-        UnavailableError if no tokenizer answers in time."""
+    async def tokenize(self, message: TokenizeText | TokenizeChat, model: str = "") -> Tokenized:
+        """Token ids, as a model has them, and block hashes, per prompt. InvalidRequestError if they
+        cannot be encoded, UnavailableError if no tokenizer answers in time."""
         job = Job(message, asyncio.get_running_loop().create_future(), model)
         self._jobs[message.rid] = job
         try:
@@ -79,7 +77,7 @@ class Tokenizers:
                 self._assign_again()
             case Tokenized():
                 if (job := self._open_job(message.rid)) is not None:
-                    job.answer.set_result(message.token_ids)
+                    job.answer.set_result(message)
             case TokenizeFailed():
                 if (job := self._open_job(message.rid)) is not None:
                     error = InvalidRequestError(

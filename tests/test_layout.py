@@ -21,6 +21,8 @@ WITHOUT_MLX = [
     "mlxfleet.tokenizer_proc.main",
     "mlxfleet.detokenizer_proc.main",
     "mlxfleet.workers.scheduler_main",
+    "mlxfleet.workers.sim_main",
+    "mlxfleet.workers.sim_nodes_main",
 ]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
+from mlxfleet.common.block_hashes import block_hashes
 from mlxfleet.common.messages import TokenizeChat, Tokenized, TokenizeFailed, TokenizeText
 
 PROBE_CHARS_PER_TOKEN = 8
@@ -28,7 +29,7 @@ class Encoder:
         self._tokenizer = tokenizer
 
     def encode(self, message: TokenizeText | TokenizeChat) -> Tokenized | TokenizeFailed:
-        """The prompts' token ids, or why there are none."""
+        """The prompts' token ids and the hashes of their blocks, or why there are none."""
         param = "messages" if isinstance(message, TokenizeChat) else "prompt"
         try:
             if isinstance(message, TokenizeChat):
@@ -39,7 +40,7 @@ class Encoder:
             ids = [self._encode(text, message.max_tokens, special) for text in texts]
         except PromptError as error:
             return TokenizeFailed(message.rid, str(error), param, error.code)
-        return Tokenized(message.rid, ids)
+        return Tokenized(message.rid, ids, [block_hashes(prompt) for prompt in ids])
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         if self._tokenizer.chat_template is None:

@@ -132,13 +132,24 @@ class ChunkSizer:
         if rows == 0:
             budget_s = IDLE_BUDGETS * self._budget_s
         else:
-            budget_s = max(MARGIN * self._budget_s, DECODE_STEPS_PER_GAP * cost.decode_s(rows))
+            longest_s = max(self._budget_s, DECODE_STEPS_PER_GAP * cost.decode_s(rows))
+            budget_s = MARGIN * longest_s
         left_s = budget_s - cost.decode_s(rows) - cost.prompt_s
         flat = rows + int(min(cost.tokens_in(left_s, start), self._max_tokens))
         # A matrix product of part of a tile takes as long as that of a whole one.
         least = -(-(rows + MIN_CHUNK_TOKENS) // CHUNK_TILE) * CHUNK_TILE
         flat = max(flat - flat % CHUNK_TILE, least)
         return min(flat - rows, self._max_tokens)
+
+    def prefill_rate(self, rows: int) -> float:
+        """Prompt tokens per second beside so many decoding rows, with the passes that have none;
+        0 if no pass was measured."""
+        if not self.cost.known:
+            return 0.0
+        tokens = self.size(rows, 0)
+        seconds = self.cost.pass_s(rows, tokens, 0)
+        seconds += self.rests(rows, tokens, 0) * self.cost.decode_s(rows)
+        return tokens / seconds if seconds > 0 else 0.0
 
     def rests(self, rows: int, tokens: int, start: int) -> int:
         """How many passes without prompt tokens should follow one with so many. Where they are

@@ -6,15 +6,16 @@ does. A row that turns out to have ended was decoded once too often; that token 
 
 from __future__ import annotations
 
+import math
 import time
-from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 
 from mlxfleet.common.messages import Admit, FinishReason, Prefill, Step, Store
 from mlxfleet.workers.kv_storage import KVStorage
+from mlxfleet.workers.prefill_queue import PrefillQueue
 from mlxfleet.workers.row import Chunk, Row
 from mlxfleet.workers.sampling import Sampled, Sampler, SamplingRow, read_logprobs
 
@@ -36,14 +37,6 @@ class InFlight:
     idle_s: float
 
 
-@dataclass
-class Prefilling:
-    """A Prefill command, with the rows that it meant when it came."""
-
-    message: Prefill
-    rows: list[Row | None] = field(default_factory=list)
-
-
 class Engine:
     """Runs rows in a storage. `eos_ids` end a row unless its sampling ignores them."""
 
@@ -59,12 +52,25 @@ class Engine:
         """Whether a step would do anything."""
         return bool(self._running or self._joining or self._prefills or self._in_flight)
 
+    def due_s(self) -> float:
+        """Seconds until a step does something: it waits for the device itself."""
+        return 0.0 if self.busy else math.inf
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory that MLX holds."""
+        return int(mx.get_active_memory() + mx.get_cache_memory())
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self.reset()
+        mx.clear_cache()
+
     def reset(self) -> None:
         """Drop every row."""
         self._storage.reset()
         self._rows: dict[str, Row] = {}
-        self._prefills: deque[Prefilling] = deque()
-        self._rests = 0
+        self._prefills: PrefillQueue[Row] = PrefillQueue()
         self._joining: list[Row] = []
         self._running: list[Row] = []
         self._sampler = Sampler()
@@ -87,9 +93,8 @@ class Engine:
             self._joining.append(row)
 
     def prefill(self, message: Prefill) -> None:
-        """Queue a pass's prefill; each of its rows is reported once, with 0 tokens if it is gone
-        (also if another has come by the same name) or needs no more."""
-        self._prefills.append(Prefilling(message, [self._rows.get(rid) for rid in message.rids]))
+        """Queue a pass's prefill."""
+        self._prefills.add(message, self._rows)
 
     def store(self, message: Store) -> None:
         """Copy a row's tokens to the cold store. A row that has ended is here until `drop`."""
@@ -116,30 +121,14 @@ class Engine:
 
     def _next_chunks(self) -> tuple[list[Chunk], list[tuple[str, int]]]:
         """The prefill of the next pass, and the report on it."""
-        if self._rests and any(not row.done for row in self._running):
-            self._rests -= 1
-            return [], []
-        if not self._prefills:
-            return [], []
-        prefilling = self._prefills.popleft()
-        self._rests = prefilling.message.rests
-        chunks: dict[Row, Chunk] = {}
-        report = []
-        columns = zip(
-            prefilling.rows, prefilling.message.rids, prefilling.message.tokens, strict=True
-        )
-        for row, rid, wanted in columns:
-            if row is None or row.done or row in chunks:
-                report.append((rid, 0))
-                continue
-            end = min(row.prefilled + wanted, row.prefill_tokens)
-            report.append((rid, end - row.prefilled))
-            if end > row.prefilled:
-                chunks[row] = Chunk(row, row.token_ids[row.prefilled : end])
-                row.prefilled = end
-                if end == row.prefill_tokens:
-                    self._joining.append(row)
-        return list(chunks.values()), report
+        decoding = any(not row.done for row in self._running)
+        pieces, report = self._prefills.take(decoding=decoding)
+        chunks = []
+        for row, start, end in pieces:
+            chunks.append(Chunk(row, row.token_ids[start:end]))
+            if end == row.prefill_tokens:
+                self._joining.append(row)
+        return chunks, report
 
     def _change_rows(self) -> None:
         """Take finished and dropped rows out of the batch, put those in that have their prompt."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -28,18 +27,11 @@ from mlxfleet.workers.memory import (
     plan_memory,
     set_memory_limits,
 )
+from mlxfleet.workers.model_config import context_length, eos_ids
 from mlxfleet.workers.pass_times import measure_passes
 
 log = logging.getLogger(__name__)
 
-CONTEXT_KEYS = (
-    "max_position_embeddings",
-    "n_positions",
-    "max_seq_len",
-    "max_sequence_length",
-    "n_ctx",
-)
-DEFAULT_CONTEXT = 32_768
 PROBE_TOKENS = [1, 2, 3]
 QUANTIZE_GROUP = 64
 # What mlx-lm and MLX raise for a bad folder, or for a model that this machine cannot run.
@@ -75,7 +67,7 @@ def load_model(told: WorkerProcess) -> tuple[KVStorage, ModelInfo]:
     if layout is not None:
         shapes, format = layout
         per_token = sum(shape.token_bytes(format) for shape in shapes)
-    context = context_length(config, options)
+    context = context_length(config, options.max_context)
     limit_bytes = memory_limit_bytes(options, told.machine_share)
     # Chunks never are longer than the context.
     activation_bytes = measure_activations(
@@ -156,32 +148,3 @@ def quantize(model: Any, config: dict[str, Any], *, bits: int) -> None:
     quantize_modules(model, group_size=QUANTIZE_GROUP, bits=bits, class_predicate=fits)
     mx.eval(model.parameters())
     mx.clear_cache()
-
-
-def context_length(config: dict[str, Any], options: WorkerOptions) -> int:
-    """Longest sequence in tokens that the model was made for, or that the options allow."""
-    places = (config, config.get("text_config") or {})
-    found = (place[key] for place in places for key in CONTEXT_KEYS if place.get(key))
-    length = int(next(found, DEFAULT_CONTEXT))
-    return min(length, options.max_context or length)
-
-
-def eos_ids(folder: Path, config: dict[str, Any]) -> set[int]:
-    """Every token id that ends a sequence, from the model's configuration and tokenizer's."""
-    configured = config.get("eos_token_id")
-    if configured is None:
-        configured = (config.get("text_config") or {}).get("eos_token_id")
-    ids = {configured} if isinstance(configured, int) else set(configured or ())
-    return ids | tokenizer_eos_ids(folder)
-
-
-def tokenizer_eos_ids(folder: Path) -> set[int]:
-    """The id of the tokenizer's `eos_token`, if the folder's files tell."""
-    try:
-        settings = json.loads((folder / "tokenizer_config.json").read_text())
-        tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    except (OSError, ValueError):
-        return set()
-    token = settings.get("eos_token")
-    text = token.get("content") if isinstance(token, dict) else token
-    return {added["id"] for added in tokenizer.get("added_tokens", []) if added["content"] == text}

@@ -9,11 +9,14 @@ Look-up and insertion take time linear in the number of tokens.
 from __future__ import annotations
 
 import heapq
+import time
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from mlxfleet.common.block_hashes import NO_BLOCKS, block_hash
 from mlxfleet.common.kv_sizes import BLOCK_TOKENS
+from mlxfleet.workers.kv_events import KvJournal
 
 # Fewer are computed faster than copied.
 LEAST_REUSED_TOKENS = 8
@@ -24,7 +27,8 @@ Tokens = tuple[int, ...]
 
 @dataclass(eq=False)
 class Node:
-    """`refs` counts the sequences that extend it; `owner` computes it while it is pending."""
+    """`refs` counts the sequences that extend it; `owner` computes it while it is pending. `hash`
+    is the chained hash of a whole block, once it is stored; `used_s` when it was last used."""
 
     tokens: Tokens
     parent: Node | None
@@ -33,6 +37,8 @@ class Node:
     removed: bool = False
     refs: int = 0
     last_used: int = 0
+    used_s: float = 0.0
+    hash: int = NO_BLOCKS
     children: dict[Tokens, Node] = field(default_factory=dict)
     sorted_children: list[Tokens] = field(default_factory=list)
 
@@ -87,10 +93,18 @@ class Match:
 
 
 class PrefixTree:
-    """The index of a store of `blocks` blocks."""
+    """The index of a store of `blocks` blocks. `journal` is told of whole blocks that can be reused
+    and of those that no longer can; `now` is a clock in seconds."""
 
-    def __init__(self, blocks: int) -> None:
+    def __init__(
+        self,
+        blocks: int,
+        journal: KvJournal | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._blocks = blocks
+        self._journal = journal or KvJournal()
+        self._now = now
         self.clear()
 
     def clear(self) -> None:
@@ -99,11 +113,38 @@ class PrefixTree:
         self._free = list(range(self._blocks - 1, -1, -1))
         self._clock = 0
         self._leaves: list[tuple[int, int, Node]] = []
+        self._journal.cleared()
 
     @property
     def used(self) -> int:
         """Blocks that hold something or will."""
         return self._blocks - len(self._free)
+
+    @property
+    def age_s(self) -> float:
+        """For how long the block has not been used that makes room next; 0 if there is none."""
+        oldest = self._oldest()
+        return self._now() - oldest.used_s if oldest is not None else 0.0
+
+    def stored_hashes(self) -> Iterator[int]:
+        """Hashes of all whole blocks that can be reused, each after the one before it."""
+        waiting = [self.root]
+        while waiting:
+            for child in waiting.pop().children.values():
+                # What follows a pending block is pending too.
+                if child.owner is None and len(child.tokens) == BLOCK_TOKENS:
+                    yield child.hash
+                    waiting.append(child)
+
+    def expected(self, token_ids: Sequence[int]) -> int:
+        """How many of these tokens are in whole blocks that are stored or soon will be."""
+        node = self.root
+        for start in range(0, len(token_ids), BLOCK_TOKENS):
+            child = node.children.get(tuple(token_ids[start : start + BLOCK_TOKENS]))
+            if child is None:
+                return start
+            node = child
+        return len(token_ids)
 
     def match(self, token_ids: Sequence[int]) -> Match:
         """The longest stored prefix of these tokens."""
@@ -172,11 +213,15 @@ class PrefixTree:
 
     def _advance(self, lease: Lease, node: Node) -> None:
         """`node` is stored and the next on a lease's path."""
+        fresh = node.owner is not None
         node.owner = None
         self._touch(node)
         if len(node.tokens) < BLOCK_TOKENS:
             lease.partial = node
             return
+        if fresh:
+            node.hash = block_hash(lease.tail.hash, node.tokens)
+            self._journal.stored(node.hash)
         lease.tail.refs -= 1
         node.refs += 1
         lease.tail = node
@@ -235,12 +280,15 @@ class PrefixTree:
         del parent.children[node.tokens]
         del parent.sorted_children[bisect_left(parent.sorted_children, node.tokens)]
         self._free.append(node.block)
+        if node.owner is None and len(node.tokens) == BLOCK_TOKENS:
+            self._journal.removed(node.hash)
         self._offer(parent)
 
     def _touch(self, node: Node) -> None:
         """Node was used just now."""
         self._clock += 1
         node.last_used = self._clock
+        node.used_s = self._now()
         self._offer(node)
 
     def _offer(self, node: Node) -> None:
@@ -254,12 +302,19 @@ class PrefixTree:
 
     def _evict(self) -> bool:
         """Free the block of the leaf that was used longest ago; False if there is none."""
+        oldest = self._oldest()
+        if oldest is None:
+            return False
+        self._remove(oldest)
+        return True
+
+    def _oldest(self) -> Node | None:
+        """The leaf that was used longest ago of those that may be evicted."""
         while self._leaves:
-            entry = heapq.heappop(self._leaves)
-            if self._current(entry):
-                self._remove(entry[2])
-                return True
-        return False
+            if self._current(self._leaves[0]):
+                return self._leaves[0][2]
+            heapq.heappop(self._leaves)
+        return None
 
     def _current(self, entry: tuple[int, int, Node]) -> bool:
         used, _, node = entry

@@ -27,6 +27,7 @@ from mlxfleet.common.messages import (
     Tokens,
 )
 from mlxfleet.workers.chunking import ChunkSizer, share_out
+from mlxfleet.workers.kv_events import KvJournal
 from mlxfleet.workers.prefix_tree import Lease, Match, PrefixTree, Write
 from mlxfleet.workers.sequence import Sequence, State
 
@@ -37,6 +38,8 @@ MAX_FINISHED_KEPT = 4096
 # A running sequence has memory for this many tokens more than it has; it asks for more when half
 # of that is used up, while the worker is a few tokens ahead of what the scheduler knows.
 TOKENS_AHEAD = 64
+# Of the mean length of sequences in time, what the last one counts.
+NEWEST_SHARE = 0.1
 
 
 class Scheduler:
@@ -54,10 +57,14 @@ class Scheduler:
         # Of each pass that was sent and not reported: how many rows it is for.
         self._passes_ahead: deque[int] = deque()
         self._model: ModelInfo | None = None
-        self._tree = PrefixTree(0)
+        self.journal = KvJournal()
+        self._tree = PrefixTree(0, self.journal)
+        self.received = 0
+        self.sequence_s = 0.0
         self.kv_used_bytes = 0
         self.steps = 0
         self.preemptions = 0
+        self.generated_tokens = 0
         self.cached_tokens = 0
         self.prefilled_tokens = 0
         self.busy_s = 0.0
@@ -78,10 +85,53 @@ class Scheduler:
         """Blocks of the cold store that hold something."""
         return self._tree.used
 
+    @property
+    def cold_age_s(self) -> float:
+        """For how long the block has not been used that makes room next."""
+        return self._tree.age_s
+
+    @property
+    def queued_prefill_tokens(self) -> int:
+        """Tokens to be computed for those that wait, as expected when they came."""
+        return sum(sequence.expected_tokens for sequence in self._waiting.values())
+
+    @property
+    def running_prefill_tokens(self) -> int:
+        """Prompt tokens to be computed for those in the worker."""
+        return sum(
+            sequence.prefill_tokens - sequence.prefill_done
+            for sequence in self._running.values()
+            if sequence.state is State.PREFILLING
+        )
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        """How fast prompts are computed beside the rows that decode now; 0 if unknown."""
+        return self._sizer.prefill_rate(self._decoding)
+
+    @property
+    def decode_step_s(self) -> float:
+        """Seconds of a decode step with one row more than now."""
+        return self._sizer.cost.decode_s(self._decoding + 1)
+
+    @property
+    def decode_row_s(self) -> float:
+        """Seconds that each row adds to a decode step."""
+        return self._sizer.cost.per_row_s
+
+    @property
+    def _decoding(self) -> int:
+        return sum(s.state is State.DECODING for s in self._running.values())
+
+    def cached_blocks(self) -> Iterator[int]:
+        """Hashes of all whole blocks in the cold store."""
+        return self._tree.stored_hashes()
+
     # --- what the router asks for -------------------------------------------------------------
 
     def submit(self, message: Generate) -> Rejected | None:
         """Queue a request, or say why not. A request that is known already is left alone."""
+        self.received += 1
         if message.rid in self._sequences:
             return None
         # Counted together: a scheduler that is restarted gets back what ran and what waited.
@@ -91,6 +141,7 @@ class Scheduler:
         if self._model is not None and (why := too_long(sequence, self._model)):
             return Rejected(message.rid, "too_long", why)
         sequence.arrival = next(self._arrivals)
+        self._expect(sequence)
         self._sequences[message.rid] = sequence
         self._waiting[message.rid] = sequence
         return None
@@ -111,9 +162,14 @@ class Scheduler:
         """Whether a sequence is here, in any state."""
         return rid in self._sequences
 
-    def rids_for(self, detokenizer: str) -> list[str]:
-        """Sequences whose tokens go to a certain detokenizer."""
-        return [s.rid for s in self._sequences.values() if s.detokenizer == detokenizer]
+    def resends_for(self, detokenizer: str) -> list[Resend]:
+        """What brings a detokenizer all that may have been lost on the way to it: every token, or
+        with log-probabilities those that have one, which are all that was sent from here."""
+        return [
+            Resend(s.rid, detokenizer, len(s.output_ids) - len(s.logprobs) if s.logprobs else 0)
+            for s in self._sequences.values()
+            if s.detokenizer == detokenizer
+        ]
 
     def release_all(self) -> None:
         """Forget everything: the router that asked is gone."""
@@ -148,7 +204,7 @@ class Scheduler:
         running each time a worker died.
         """
         self._model = model
-        self._tree = PrefixTree(model.cold_blocks)
+        self._tree = PrefixTree(model.cold_blocks, self.journal)
         for measured in model.passes:
             self._sizer.observe(
                 rows=measured.rows,
@@ -183,6 +239,7 @@ class Scheduler:
     def on_step(self, step: Step) -> Iterator[tuple[str, Tokens]]:
         """Take in a step; yield its tokens per detokenizer."""
         self.steps += 1
+        self.generated_tokens += len(step.ids)
         self.busy_s += step.pass_s
         self.idle_s += step.idle_s
         self._sizer.observe(
@@ -292,6 +349,7 @@ class Scheduler:
 
     def _start(self, sequence: Sequence, match: Match) -> Admit:
         """A sequence begins where its stored prefix ends."""
+        sequence.began_s = self.busy_s + self.idle_s
         token_ids = sequence.token_ids()
         lease = self._tree.begin(sequence.row, match, token_ids[:-1])
         sequence.lease = lease
@@ -346,8 +404,14 @@ class Scheduler:
 
     def _wait_first(self, sequence: Sequence) -> None:
         sequence.to_waiting()
+        self._expect(sequence)
         self._waiting[sequence.rid] = sequence
         self._waiting.move_to_end(sequence.rid, last=False)
+
+    def _expect(self, sequence: Sequence) -> None:
+        """Estimate what there is to compute for one that waits."""
+        token_ids = sequence.token_ids()[:-1]
+        sequence.expected_tokens = len(token_ids) - self._tree.expected(token_ids)
 
     def _prefill(self) -> None:
         """Keep a few passes' prefill ahead of the worker."""
@@ -372,6 +436,9 @@ class Scheduler:
     def _finish(self, sequence: Sequence, finish: Finish) -> None:
         """Keep the tokens until the router has them all."""
         self._leave(sequence)
+        ran_s = self.busy_s + self.idle_s - sequence.began_s
+        share = NEWEST_SHARE if self.sequence_s else 1.0
+        self.sequence_s += share * (ran_s - self.sequence_s)
         sequence.state = State.FINISHED
         sequence.finish = finish
         self._finished[sequence.rid] = None

@@ -13,7 +13,12 @@ from mlxfleet.common import channels
 from mlxfleet.common.addresses import as_reached
 from mlxfleet.common.config import SchedulerProcess
 from mlxfleet.common.errors import RefusedError
-from mlxfleet.common.liveness import SILENT_AFTER_S, new_incarnation, resident_bytes
+from mlxfleet.common.liveness import (
+    HUNG_AFTER_S,
+    PROBE_AFTER_S,
+    new_incarnation,
+    resident_bytes,
+)
 from mlxfleet.common.messages import (
     PROTOCOL_VERSION,
     Admitted,
@@ -21,15 +26,18 @@ from mlxfleet.common.messages import (
     NodeStatus,
     NodeToDetokenizer,
     NodeToRouter,
+    Ping,
     Refused,
     Release,
     Resend,
     Reset,
     RouterToNode,
     SchedulerToWorker,
+    SendKvSnapshot,
     Step,
     Tokens,
     Welcome,
+    WorkerState,
     WorkerStatus,
     WorkerToScheduler,
 )
@@ -39,6 +47,8 @@ from mlxfleet.workers.scheduler import Scheduler
 log = logging.getLogger(__name__)
 
 STATUS_S = 0.25
+# Events of the cache are collected for so long.
+KV_EVENTS_S = 0.02
 FIRST_PAUSE_S = 0.25
 MAX_PAUSE_S = 5.0
 LINK_EVENTS = (
@@ -57,47 +67,60 @@ LINK_TROUBLE = {
 
 
 class SchedulerService(Service):
-    """Wires a Scheduler to its three links."""
+    """Wires a Scheduler to its three links. `context` is given if others in the process share it,
+    who then also end it."""
 
-    def __init__(self, told: SchedulerProcess) -> None:
+    def __init__(
+        self, told: SchedulerProcess, context: zmq.Context[zmq.Socket[bytes]] | None = None
+    ) -> None:
         super().__init__()
+        self._owns_context = context is None
+        self._context = context or zmq.Context()
         self._told = told
         self._scheduler = Scheduler(told.options)
         self._incarnation = ""
         self._router_session = ""
         self._rejoin_pause_s = 0.0
         self._rejoining: asyncio.TimerHandle | None = None
-        self._joined = asyncio.Event()
+        self.joined = asyncio.Event()
         self._epoch = ""
         self._worker: WorkerStatus | None = None
         self._worker_identity = b""
         self._worker_seen = 0.0
+        self._worker_gone = False
         self._worker_restarts = 0
         self._detokenizers: dict[str, tuple[str, channels.Channel[None, NodeToDetokenizer]]] = {}
         self._undelivered: dict[str, Resend] = {}
         self._router_dropped = 0
+        self._telling: asyncio.TimerHandle | None = None
 
     async def startup(self) -> None:
-        """Bind for the worker, connect to the router, and wait for both of them."""
-        self._context = zmq.Context()
+        """Connect, and wait for the router and the worker."""
+        self.connect()
+        await self.joined.wait()
+
+    def connect(self) -> None:
+        """Bind for the worker, connect to the router; `joined` is set when both are there."""
         self._workers: channels.Channel[WorkerToScheduler, SchedulerToWorker] = channels.server(
             self._context, WorkerToScheduler, self._told.worker_address
         )
         self._workers.attach(self._on_worker)
         self._connect_router()
         self._reporting = asyncio.create_task(self._report_regularly())
-        await self._joined.wait()
 
     async def shutdown(self) -> None:
         """Close the links."""
         self._reporting.cancel()
         if self._rejoining is not None:
             self._rejoining.cancel()
+        if self._telling is not None:
+            self._telling.cancel()
         for _, channel in self._detokenizers.values():
             channel.close()
         self._workers.close()
         self._router.close()
-        self._context.term()
+        if self._owns_context:
+            self._context.term()
 
     def _connect_router(self) -> None:
         """Present ourselves as new: after a lost connection neither side knows what the other has
@@ -149,6 +172,8 @@ class SchedulerService(Service):
                 self._scheduler.release(message.rid)
             case Resend():
                 self._resend(message)
+            case SendKvSnapshot():
+                self._scheduler.journal.ask_snapshot()
             case Welcome():
                 self._welcome(message)
             case Refused():
@@ -171,6 +196,16 @@ class SchedulerService(Service):
         """Give the worker what it should do next."""
         for command in self._scheduler.schedule():
             self._workers.send(command, to=self._worker_identity)
+        if self._telling is None and not self._scheduler.journal.empty:
+            self._telling = asyncio.get_running_loop().call_later(KV_EVENTS_S, self._tell_cache)
+
+    def _tell_cache(self) -> None:
+        """Tell the router what has changed in the cache."""
+        if self._telling is not None:
+            self._telling.cancel()
+            self._telling = None
+        for message in self._scheduler.journal.take(self._scheduler.cached_blocks):
+            self._router.send(message)
 
     def _worker_status(self, sender: bytes, status: WorkerStatus) -> None:
         if status.version != PROTOCOL_VERSION:
@@ -179,6 +214,7 @@ class SchedulerService(Service):
             self._workers.send(Refused(reason), to=sender)
             return
         self._worker_seen = time.monotonic()
+        self._worker_gone = False
         known = self._worker
         self._worker = status
         if known is not None and known.incarnation == status.incarnation:
@@ -210,7 +246,7 @@ class SchedulerService(Service):
 
     def _note_joined(self) -> None:
         if self._router_session and self._worker is not None:
-            self._joined.set()
+            self.joined.set()
 
     def _connect_detokenizer(
         self, name: str, address: str
@@ -221,8 +257,8 @@ class SchedulerService(Service):
 
         def on_link(event: zmq.Event) -> None:
             # What was on its way may be lost, and for a last token no gap would ever show it.
-            for rid in self._scheduler.rids_for(name):
-                self._undelivered[rid] = Resend(rid, name, 0)
+            for resend in self._scheduler.resends_for(name):
+                self._undelivered[resend.rid] = resend
             if event is not zmq.Event.DISCONNECTED:
                 log.error("%s does not let us in: %s", address, LINK_TROUBLE[event])
                 # ZeroMQ does not try again; the next Welcome makes us do so.
@@ -257,19 +293,33 @@ class SchedulerService(Service):
 
     async def _report_regularly(self) -> None:
         while True:
+            self._probe_worker()
             self._send_status()
             self._deliver_again()
             await asyncio.sleep(STATUS_S)
 
+    def _probe_worker(self) -> None:
+        """Find out soon whether a worker that is silent is gone."""
+        if self._worker is not None and time.monotonic() - self._worker_seen > PROBE_AFTER_S:
+            self._worker_gone = not self._workers.send(Ping(), to=self._worker_identity)
+
+    def _worker_state(self) -> WorkerState:
+        if self._worker is None:
+            return "loading"
+        if self._worker_gone:
+            return "dead"
+        return "hung" if time.monotonic() - self._worker_seen > HUNG_AFTER_S else "ready"
+
     def _send_status(self) -> None:
+        # Before the report, which has the number of the last message.
+        self._tell_cache()
         worker = self._worker
-        alive = worker is not None and time.monotonic() - self._worker_seen < SILENT_AFTER_S
         self._router.send(
             NodeStatus(
                 name=self._told.node,
                 incarnation=self._incarnation,
                 model=worker.model if worker else None,
-                can_generate=alive,
+                worker=self._worker_state(),
                 running=self._scheduler.running,
                 queued=self._scheduler.queued,
                 max_running=self._told.options.max_running,
@@ -279,6 +329,7 @@ class SchedulerService(Service):
                 busy_s=self._scheduler.busy_s,
                 idle_s=self._scheduler.idle_s,
                 preemptions=self._scheduler.preemptions,
+                generated_tokens=self._scheduler.generated_tokens,
                 prefilled_tokens=self._scheduler.prefilled_tokens,
                 cached_tokens=self._scheduler.cached_tokens,
                 cold_blocks_used=self._scheduler.cold_blocks_used,
@@ -289,6 +340,15 @@ class SchedulerService(Service):
                 worker_dropped_frames=worker.dropped_frames if worker else 0,
                 worker_memory_bytes=worker.memory_bytes if worker else 0,
                 rss_bytes=resident_bytes(),
+                received=self._scheduler.received,
+                queued_prefill_tokens=self._scheduler.queued_prefill_tokens,
+                running_prefill_tokens=self._scheduler.running_prefill_tokens,
+                prefill_tokens_per_s=self._scheduler.prefill_tokens_per_s,
+                decode_step_s=self._scheduler.decode_step_s,
+                decode_row_s=self._scheduler.decode_row_s,
+                sequence_s=self._scheduler.sequence_s,
+                cold_age_s=self._scheduler.cold_age_s,
+                kv_sequence=self._scheduler.journal.sequence,
                 info=self._told.info,
             )
         )

@@ -23,7 +23,9 @@ class Sequence:
     """Prompt, output so far, and progress. `logprobs` has one entry per token that this node
     generated itself, so it is aligned with the end of `output_ids`. `arrival` is the order in which
     sequences came; `waits_for` a block that another sequence is about to compute; `attempts`
-    counts the workers that died while it ran, `started` says that this one has taken it."""
+    counts the workers that died while it ran, `started` says that this one has taken it.
+    `expected_tokens` are those to be prefilled when it leaves the queue, `began_s` is when it did,
+    in seconds of the worker's running."""
 
     rid: str
     detokenizer: str
@@ -39,6 +41,8 @@ class Sequence:
     prefill_done: int = 0
     alone: bool = False
     arrival: int = 0
+    expected_tokens: int = 0
+    began_s: float = 0.0
     reserved_tokens: int = 0
     reserved_bytes: int = 0
     cached_tokens: int = 0

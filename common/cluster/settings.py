@@ -18,6 +18,7 @@ from mlxfleet.common.config import (
     LinkOptions,
     RouterOptions,
     SchedulerOptions,
+    SimOptions,
     WorkerOptions,
     decode_path,
 )
@@ -25,7 +26,7 @@ from mlxfleet.common.config import (
 FRONT_STRUCTURES: tuple[type, ...] = (RouterOptions, FrontOptions, LinkOptions)
 """What `mlxfleet router` takes."""
 
-NODE_STRUCTURES: tuple[type, ...] = (SchedulerOptions, WorkerOptions)
+NODE_STRUCTURES: tuple[type, ...] = (SchedulerOptions, WorkerOptions, SimOptions)
 """What `mlxfleet node` takes."""
 
 FILE_SUFFIX = "_file"

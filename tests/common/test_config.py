@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import inspect
 import io
 import math
@@ -22,10 +23,18 @@ from mlxfleet.common.cli import app
 from mlxfleet.common.config import (
     DetokenizerProcess,
     FleetOptions,
+    FrontOptions,
+    Keys,
+    LinkOptions,
     RouterOptions,
     RouterProcess,
     SchedulerOptions,
     SchedulerProcess,
+    SecurityOptions,
+    ServedModel,
+    SimNodesProcess,
+    SimOptions,
+    SimWorkerProcess,
     TokenizerProcess,
     WorkerOptions,
     WorkerProcess,
@@ -33,17 +42,34 @@ from mlxfleet.common.config import (
 )
 from mlxfleet.common.errors import ConfigError
 
-OPTIONS = [RouterOptions, SchedulerOptions, WorkerOptions, FleetOptions]
+OPTIONS = [
+    RouterOptions,
+    FrontOptions,
+    LinkOptions,
+    SecurityOptions,
+    SchedulerOptions,
+    WorkerOptions,
+    SimOptions,
+    FleetOptions,
+]
 EVERY_OPTION = [
     pytest.param(kind, field.name, id=field.name)
     for kind in OPTIONS
     for field in dataclasses.fields(kind)
 ]
+SIM_WORKER = SimWorkerProcess(
+    name="worker-1",
+    node="node-1",
+    model_dir=Path("relative"),
+    scheduler_address="inproc://worker-1",
+    max_context=None,
+    options=SimOptions(engine="sim", sim_slowdown="0:1,5:2", sim_faults=Path("/tmp/faults")),
+)
 PROCESSES: list[Any] = [
     RouterProcess(
         name="router",
-        model_name="Modell ü",
-        api_keys=("one", "two"),
+        models=(ServedModel(name="Modell ü", source="x", tokenizer_hash="y"),),
+        keys=Keys(api=("one", "two"), admin="three"),
         tokenizer_address="ipc:///tmp/a",
         detokenizer_address="ipc:///tmp/b",
         node_address="tcp://127.0.0.1:1",
@@ -77,6 +103,22 @@ PROCESSES: list[Any] = [
         max_chunk_tokens=512,
         options=WorkerOptions(memory_gb=1.5, max_context=100),
     ),
+    SIM_WORKER,
+    SimNodesProcess(
+        name="sim-nodes-0",
+        nodes=(
+            (
+                SchedulerProcess(
+                    name="scheduler-1",
+                    node="node-1",
+                    router_address="ipc:///tmp/a",
+                    worker_address="inproc://worker-1",
+                    options=SchedulerOptions(),
+                ),
+                SIM_WORKER,
+            ),
+        ),
+    ),
 ]
 
 
@@ -99,7 +141,12 @@ def test_defaults_are_within_their_limits(kind: Any) -> None:
         (SchedulerOptions(itl_budget_ms=0.0), "--itl-budget-ms"),
         (WorkerOptions(memory_gb=-1.0), "--memory-gb"),
         (WorkerOptions(max_context=0), "--max-context"),
-        (FleetOptions(tokenizers=0), "--tokenizers"),
+        (FrontOptions(tokenizers=0), "--tokenizers"),
+        (LinkOptions(node_port=70000), "--node-port"),
+        (SimOptions(sim_step_ms=0.0), "--sim-step-ms"),
+        (SimOptions(sim_prefill_tokens_per_s=0.0), "--sim-prefill-tokens-per-s"),
+        (SimOptions(sim_kv_tokens=10), "--sim-kv-tokens"),
+        (SimOptions(sim_nodes_per_process=0), "--sim-nodes-per-process"),
         (FleetOptions(nodes=0), "--nodes"),
     ],
 )
@@ -114,6 +161,7 @@ def test_a_value_beyond_its_limit_names_the_flag(options: object, flag: str) -> 
     [
         (WorkerOptions(kv_bits=3), "--kv-bits"),  # type: ignore[arg-type]
         (WorkerOptions(quantize="q5"), "--quantize"),  # type: ignore[arg-type]
+        (SimOptions(engine="gpu"), "--engine"),  # type: ignore[arg-type]
     ],
 )
 def test_a_choice_that_there_is_not_names_the_flag(options: object, flag: str) -> None:
@@ -210,30 +258,29 @@ def documented(kind: type) -> dict[str, str]:
     return texts
 
 
-@pytest.fixture(scope="module")
-def launch_help() -> str:
-    """What `mlxfleet launch --help` prints on a very wide terminal."""
+@functools.cache
+def help_for(kind: type) -> str:
+    """What --help prints on a very wide terminal, of a command that takes these options."""
+    command = "router" if kind in (LinkOptions, SecurityOptions) else "launch"
     printed = io.StringIO()
     console = Console(file=printed, width=1000, force_terminal=False)
     with pytest.raises(SystemExit) as exited:
-        app(["launch", "--help"], console=console)
+        app([command, "--help"], console=console)
     assert exited.value.code == 0
     return printed.getvalue()
 
 
 @pytest.mark.parametrize(("kind", "name"), EVERY_OPTION)
-def test_every_option_is_explained_in_the_help(kind: type, name: str, launch_help: str) -> None:
+def test_every_option_is_explained_in_the_help(kind: type, name: str) -> None:
     text = documented(kind)[name]
     flag = "--" + name.replace("_", "-")
-    (line,) = [line for line in launch_help.splitlines() if f" {flag} " in line]
-    assert text in line
+    (line,) = [line for line in help_for(kind).splitlines() if f" {flag} " in line]
+    assert text.replace("`", "") in line
 
 
 @pytest.mark.parametrize(("kind", "name"), EVERY_OPTION)
-def test_every_option_can_come_from_the_environment(
-    kind: type, name: str, launch_help: str
-) -> None:
-    assert f"[env var: MLXFLEET_{name.upper()}]" in launch_help
+def test_every_option_can_come_from_the_environment(kind: type, name: str) -> None:
+    assert f"[env var: MLXFLEET_{name.upper()}]" in help_for(kind)
 
 
 def test_option_names_are_unique() -> None:

@@ -82,7 +82,7 @@ def structs(kind: type[Struct]) -> st.SearchStrategy[Any]:
         for name, hint in get_type_hints(kind, include_extras=True).items()
         if not name.startswith("__")
     }
-    if kind in (Prefill, Step, Tokens, Text):
+    if kind in (Prefill, Step, Tokens, Text, Tokenized):
         return columns(kind, fields)
     return st.builds(kind, **fields)
 
@@ -95,7 +95,16 @@ def columns(
     length = draw(st.integers(0, 3))
     made = {name: draw(field) for name, field in fields.items()}
     for name, value in made.items():
-        if name in ("rids", "starts", "ids", "offsets", "texts", "tokens"):
+        if name in (
+            "rids",
+            "starts",
+            "ids",
+            "offsets",
+            "texts",
+            "tokens",
+            "token_ids",
+            "block_hashes",
+        ):
             item = fields[name].filter(bool).map(lambda items: items[0])
             made[name] = draw(st.lists(item, min_size=length, max_size=length))
         elif isinstance(value, dict):

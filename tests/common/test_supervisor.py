@@ -304,6 +304,20 @@ def test_a_process_that_keeps_dying_is_given_up(notes: Notes) -> None:
 
 
 @pytest.mark.usefixtures("_quick")
+def test_a_process_that_was_refused_is_not_started_again(notes: Notes) -> None:
+    program = "note('run'); report('ready'); report('failed another has its name'); sys.exit(73)"
+
+    async def test(supervisor: Supervisor) -> None:
+        await supervisor.start([spec("a", program, notes)])
+        with pytest.raises(ChildFailedError, match="another has its name") as caught:
+            await supervisor.failure
+        assert caught.value.exit_code == ExitCode.REFUSED
+        assert notes.lines().count("run") == 1
+
+    run(test)
+
+
+@pytest.mark.usefixtures("_quick")
 def test_a_process_that_cannot_be_started_again_is_given_up(notes: Notes, tmp_path: Path) -> None:
     program = tmp_path / "program"
     program.symlink_to(sys.executable)

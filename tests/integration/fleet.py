@@ -36,9 +36,11 @@ def wait_for(condition: Callable[[], Any], what: str, deadline_s: float = DEADLI
 class Fleet:
     """`mlxfleet launch` on a free port. Use as a context manager."""
 
+    command: tuple[str, ...] = ("launch", "--port", "0")
+
     def __init__(self, *arguments: str, environment: dict[str, str] | None = None) -> None:
         self.process = subprocess.Popen(
-            [COMMAND, "launch", "--port", "0", *arguments],
+            [COMMAND, *self.command, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
@@ -76,7 +78,9 @@ class Fleet:
 
     def _ready_url(self) -> str | None:
         if self.process.poll() is not None:
-            raise AssertionError(f"launch ended with {self.process.returncode}:\n{self.output}")
+            raise AssertionError(
+                f"{self.command[0]} ended with {self.process.returncode}:\n{self.output}"
+            )
         ready = [line for line in self.lines if line.startswith("ready http://")]
         return ready[0].split()[1] if ready else None
 

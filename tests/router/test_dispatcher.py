@@ -4,9 +4,11 @@ real sockets."""
 from __future__ import annotations
 
 import asyncio
+import random
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Sequence as Many
 from typing import Any
 
 import msgspec
@@ -15,6 +17,7 @@ import zmq
 from prometheus_client import CollectorRegistry
 
 from mlxfleet.common import channels
+from mlxfleet.common.config import ServedModel
 from mlxfleet.common.errors import (
     GenerationError,
     InvalidRequestError,
@@ -22,6 +25,7 @@ from mlxfleet.common.errors import (
     RequestError,
     UnavailableError,
 )
+from mlxfleet.common.liveness import PROBE_AFTER_S
 from mlxfleet.common.messages import (
     PROTOCOL_VERSION,
     CloseStream,
@@ -29,7 +33,10 @@ from mlxfleet.common.messages import (
     FinishReason,
     Generate,
     Hello,
+    KvEvents,
+    KvSnapshot,
     ModelInfo,
+    NodeInfo,
     NodeStatus,
     OpenStream,
     Refused,
@@ -39,18 +46,22 @@ from mlxfleet.common.messages import (
     RouterToDetokenizer,
     RouterToNode,
     Sampling,
+    SendKvSnapshot,
     StreamLost,
     Text,
     TokenText,
     TokenTextLogprobs,
     Welcome,
 )
-from mlxfleet.router.dispatcher import MAX_MOVES, PROMPT_TAIL_TOKENS, Dispatcher
+from mlxfleet.router.breaker import FAULTS_TO_OPEN
+from mlxfleet.router.dispatcher import PROMPT_TAIL_TOKENS, Dispatcher
+from mlxfleet.router.health import State
 from mlxfleet.router.metrics import Metrics
-from mlxfleet.router.sequences import Delta, Sequence
+from mlxfleet.router.routing import Routing
+from mlxfleet.router.sequences import MAX_FRUITLESS_MOVES, Delta, Sequence
+from tests.router.statuses import node_status
 
 DEADLINE_S = 5.0
-MAX_SEQUENCES = 4
 MODEL = ModelInfo(
     vocab_size=100,
     context_length=200,
@@ -76,9 +87,9 @@ class FakePeer:
 
     receives: Any = None
 
-    def __init__(self, context: zmq.Context[Any], address: str, name: str) -> None:
+    def __init__(self, context: zmq.Context[Any], address: str, name: str, run: int = 0) -> None:
         self.name = name
-        self.run = 0
+        self.run = run
         self._context, self._address = context, address
         self._connect()
 
@@ -117,32 +128,17 @@ class FakeNode(FakePeer):
     """A compute node."""
 
     receives = RouterToNode
+    info = NodeInfo()
 
     def heartbeat(self, **fields: Any) -> NodeStatus:
         """Its report."""
-        status = NodeStatus(
-            name=self.name,
-            incarnation=f"{self.name}-{self.run}",
-            model=MODEL,
-            can_generate=True,
-            running=0,
-            queued=0,
-            max_running=8,
-            max_queue=8,
-            kv_used_bytes=0,
-            steps=0,
-            busy_s=0.0,
-            idle_s=0.0,
-            preemptions=0,
-            prefilled_tokens=0,
-            cached_tokens=0,
-            cold_blocks_used=0,
-            worker_restarts=0,
-            dropped_frames=0,
-            worker_dropped_frames=0,
-            worker_memory_bytes=0,
-        )
-        return msgspec.structs.replace(status, **fields)
+        incarnation = f"{self.name}-{self.run}"
+        given = {"name": self.name, "incarnation": incarnation, "model": MODEL, "info": self.info}
+        return node_status(**{**given, **fields})
+
+    def tell(self, sequence: int, stored: list[int]) -> None:
+        """Say what has come into its cache."""
+        self.channel.send(KvEvents(sequence=sequence, cleared=False, removed=[], stored=stored))
 
     def reject(self, rid: str, code: Any, message: str = "because") -> None:
         """Refuse a request."""
@@ -153,6 +149,7 @@ class FakeDetokenizer(FakePeer):
     """A detokenizer."""
 
     receives = RouterToDetokenizer
+    model = ""
 
     def heartbeat(self, **fields: Any) -> Hello:
         """Its hello."""
@@ -160,6 +157,7 @@ class FakeDetokenizer(FakePeer):
             name=self.name,
             incarnation=f"{self.name}-{self.run}",
             token_address=f"ipc:///tokens/{self.name}",
+            model=self.model,
         )
         return msgspec.structs.replace(hello, **fields)
 
@@ -196,17 +194,25 @@ class FakeDetokenizer(FakePeer):
 class Bench:
     """A dispatcher with one node and one detokenizer, and whatever is added."""
 
-    def __init__(self, context: zmq.Context[Any], base: str, node_wait_s: float) -> None:
+    def __init__(
+        self,
+        context: zmq.Context[Any],
+        base: str,
+        node_wait_s: float,
+        models: Many[ServedModel] = (ServedModel(),),
+    ) -> None:
         self._context, self._base = context, base
         self.metrics = Metrics()
+        self.routing = Routing("ttft", max_index_blocks=1000, rng=random.Random(1))
         self.dispatcher = Dispatcher(
             context,
             node_address=f"{base}nodes",
             detokenizer_address=f"{base}detokenizers",
             session="session",
-            max_sequences=MAX_SEQUENCES,
             node_wait_s=node_wait_s,
             metrics=self.metrics,
+            models=models,
+            routing=self.routing,
         )
         self._peers: list[FakePeer] = []
 
@@ -215,16 +221,28 @@ class Bench:
         self.detokenizer = await self.add_detokenizer("d0")
         self.node = await self.add_node("n0")
 
-    async def add_node(self, name: str, **fields: Any) -> FakeNode:
-        """A node that is known to the router."""
-        node = FakeNode(self._context, f"{self._base}nodes", name)
+    def new_node(self, name: str, info: NodeInfo, run: int = 0) -> FakeNode:
+        """A node that has not said anything yet, after so many runs."""
+        node = FakeNode(self._context, f"{self._base}nodes", name, run)
+        node.info = info
         self._peers.append(node)
+        return node
+
+    async def add_node(
+        self,
+        name: str,
+        info: NodeInfo = NodeInfo(),  # noqa: B008 - frozen
+        **fields: Any,
+    ) -> FakeNode:
+        """A node that is known to the router."""
+        node = self.new_node(name, info)
         await node.greet(**fields)
         return node
 
-    async def add_detokenizer(self, name: str, **fields: Any) -> FakeDetokenizer:
+    async def add_detokenizer(self, name: str, model: str = "", **fields: Any) -> FakeDetokenizer:
         """A detokenizer that is known to the router."""
         detokenizer = FakeDetokenizer(self._context, f"{self._base}detokenizers", name)
+        detokenizer.model = model
         self._peers.append(detokenizer)
         await detokenizer.greet(**fields)
         return detokenizer
@@ -288,11 +306,12 @@ def run(
     *,
     set_up: bool = True,
     node_wait_s: float = DEADLINE_S,
+    models: Many[ServedModel] = (ServedModel(),),
 ) -> None:
     """Run a test over real sockets."""
 
     async def on_bench(context: zmq.Context[Any], base: str) -> None:
-        bench = Bench(context, base, node_wait_s)
+        bench = Bench(context, base, node_wait_s, models)
         try:
             if set_up:
                 await bench.set_up()
@@ -328,43 +347,6 @@ def generation(output_ids: list[int]) -> Generate:
         output_ids=output_ids,
         sampling=Sampling(seed=1, max_tokens=50),
     )
-
-
-# --- room -----------------------------------------------------------------------------------------
-
-
-def test_room_is_taken_and_given_back() -> None:
-    async def test(bench: Bench) -> None:
-        dispatcher = bench.dispatcher
-        dispatcher.reserve(3)
-        dispatcher.reserve(1)
-        assert dispatcher.in_flight == MAX_SEQUENCES
-        dispatcher.unreserve(3)
-        dispatcher.reserve(2)
-        assert dispatcher.in_flight == 3
-
-    run(test, set_up=False)
-
-
-def test_a_full_router_says_come_back_later() -> None:
-    async def test(bench: Bench) -> None:
-        bench.dispatcher.reserve(3)
-        with pytest.raises(OverloadedError) as caught:
-            bench.dispatcher.reserve(2)
-        assert caught.value.retry_after_s
-        assert bench.dispatcher.in_flight == 3
-
-    run(test, set_up=False)
-
-
-def test_a_request_that_could_never_fit_is_the_clients_fault() -> None:
-    async def test(bench: Bench) -> None:
-        with pytest.raises(InvalidRequestError) as caught:
-            bench.dispatcher.reserve(MAX_SEQUENCES + 1)
-        assert caught.value.param == "n"
-        assert bench.dispatcher.in_flight == 0
-
-    run(test, set_up=False)
 
 
 # --- start ----------------------------------------------------------------------------------------
@@ -403,10 +385,69 @@ def test_requests_go_to_the_node_with_the_least_to_do() -> None:
     run(test)
 
 
+def test_sequences_of_different_prompts_are_placed_one_by_one() -> None:
+    async def test(bench: Bench) -> None:
+        other = await bench.add_node("n1")
+        wakeup = asyncio.Event()
+        sampling = Sampling(seed=1, max_tokens=5)
+        await bench.dispatcher.start(
+            [Sequence(str(n), [n] * 50, sampling, [], wakeup) for n in range(4)]
+        )
+        await bench.settle()
+        assert len(bench.node.work) == len(other.work) == 2
+
+    run(test)
+
+
+def test_a_prompt_goes_where_it_is_cached() -> None:
+    async def test(bench: Bench) -> None:
+        nodes = [bench.node, await bench.add_node("n1"), await bench.add_node("n2")]
+        blocks = [11, 12, 13]
+        for node, stored in zip(nodes, ([11], blocks, [12, 13]), strict=True):
+            node.tell(1, stored)
+            await node.greet(kv_sequence=1)
+        prompt = list(range(100))
+        sequence = Sequence(
+            "a", prompt, Sampling(seed=1, max_tokens=5), [], asyncio.Event(), block_hashes=blocks
+        )
+        await bench.dispatcher.start([sequence])
+        assert sequence.node == "n1"
+
+    run(test)
+
+
+def test_a_node_whose_news_were_missed_is_asked_for_everything() -> None:
+    async def test(bench: Bench) -> None:
+        bench.node.tell(2, [12])
+        await bench.node.greet(kv_sequence=2)
+        assert bench.node.work == [SendKvSnapshot()]
+        bench.node.channel.send(KvSnapshot(sequence=3, first=True, last=True, stored=[11, 12]))
+        await bench.node.greet(kv_sequence=3)
+        assert bench.routing.index.blocks_of("n0") == 2
+        assert bench.node.work == [SendKvSnapshot()]
+
+    run(test)
+
+
+def test_a_refused_or_released_request_is_no_load() -> None:
+    async def test(bench: Bench) -> None:
+        first, second = await bench.start("a", "b")
+        assert bench.routing.loads.pending("n0") == 2
+        bench.node.reject("a", "queue_full")
+        await until(lambda: not first.node, "the refusal")
+        assert bench.routing.loads.pending("n0") == 1
+        bench.dispatcher.release(first)
+        bench.dispatcher.release(second)
+        assert bench.routing.loads.pending("n0") == 0
+        assert bench.routing.loads.pending("n1") == 0
+
+    run(test)
+
+
 def test_a_node_that_cannot_generate_gets_nothing() -> None:
     async def test(bench: Bench) -> None:
         able = await bench.add_node("n1")
-        await bench.node.greet(can_generate=False)
+        await bench.node.greet(worker="dead")
         await bench.dispatcher.start(
             [Sequence("a", [1], Sampling(seed=1, max_tokens=5), [], asyncio.Event())]
         )
@@ -431,7 +472,7 @@ def test_a_start_waits_for_a_node() -> None:
 def test_without_a_node_in_time_the_server_is_unavailable() -> None:
     async def test(bench: Bench) -> None:
         await bench.add_detokenizer("d0")
-        await bench.add_node("n0", can_generate=False)
+        await bench.add_node("n0", worker="dead")
         with pytest.raises(UnavailableError) as caught:
             await bench.start("a")
         assert caught.value.retry_after_s
@@ -712,7 +753,7 @@ def test_a_sequence_goes_on_on_another_node_with_the_tokens_so_far() -> None:
     async def test(bench: Bench) -> None:
         sequence = await bench.start_one(text="abc")
         other = await bench.add_node("n1")
-        await bench.node.greet(can_generate=False)
+        await bench.node.greet(worker="dead")
         bench.dispatcher.move_stranded(0.0)
         await until(lambda: other.work and bench.node.work, "the move")
         assert other.work == [generation([0, 1, 2])]
@@ -740,7 +781,7 @@ def test_what_has_ended_does_not_move() -> None:
         bench.detokenizer.text("a", 0, [1], 0, "x", finish="stop")
         await bench.detokenizer.greet()
         other = await bench.add_node("n1")
-        await bench.node.greet(can_generate=False)
+        await bench.node.greet(worker="dead")
         bench.dispatcher.move_stranded(0.0)
         await other.greet()
         assert other.work == []
@@ -753,7 +794,7 @@ def test_sequences_of_a_lost_node_are_spread() -> None:
         sequences = await bench.start("a", "b", "c", "d")
         await bench.add_node("n1")
         await bench.add_node("n2")
-        await bench.node.greet(can_generate=False)
+        await bench.node.greet(worker="dead")
         bench.dispatcher.move_stranded(0.0)
         assert sorted(sequence.node for sequence in sequences) == ["n1", "n1", "n2", "n2"]
 
@@ -763,7 +804,7 @@ def test_sequences_of_a_lost_node_are_spread() -> None:
 def test_without_another_node_a_sequence_waits_and_then_fails() -> None:
     async def test(bench: Bench) -> None:
         sequence = await bench.start_one()
-        await bench.node.greet(can_generate=False)
+        await bench.node.greet(worker="dead")
         bench.dispatcher.move_stranded(100.0)
         bench.dispatcher.move_stranded(107.0)
         assert not sequence.ended
@@ -776,11 +817,11 @@ def test_without_another_node_a_sequence_waits_and_then_fails() -> None:
 def test_a_node_that_is_back_in_time_keeps_its_sequences() -> None:
     async def test(bench: Bench) -> None:
         sequence = await bench.start_one()
-        await bench.node.greet(can_generate=False)
+        await bench.node.greet(worker="dead")
         bench.dispatcher.move_stranded(100.0)
         await bench.node.greet()
         bench.dispatcher.move_stranded(200.0)
-        await bench.node.greet(can_generate=False)
+        await bench.node.greet(worker="dead")
         bench.dispatcher.move_stranded(300.0)
         assert (sequence.node, sequence.error) == ("n0", None)
 
@@ -791,13 +832,13 @@ def test_a_sequence_under_which_nodes_are_lost_again_and_again_is_given_up() -> 
     async def test(bench: Bench) -> None:
         sequence = await bench.start_one()
         nodes = {"n0": bench.node, "n1": await bench.add_node("n1")}
-        for _ in range(MAX_MOVES):
+        for _ in range(MAX_FRUITLESS_MOVES):
             lost = sequence.node
-            await nodes[lost].greet(can_generate=False)
+            await nodes[lost].greet(worker="dead")
             bench.dispatcher.move_stranded(0.0)
             assert sequence.node != lost
             await nodes[lost].greet()
-        await nodes[sequence.node].greet(can_generate=False)
+        await nodes[sequence.node].greet(worker="dead")
         bench.dispatcher.move_stranded(0.0)
         assert isinstance(sequence.error, GenerationError)
 
@@ -808,11 +849,86 @@ def test_what_a_former_node_refuses_changes_nothing() -> None:
     async def test(bench: Bench) -> None:
         sequence = await bench.start_one()
         await bench.add_node("n1")
-        await bench.node.greet(can_generate=False)
+        await bench.node.greet(worker="dead")
         bench.dispatcher.move_stranded(0.0)
         bench.node.reject("a", "failed")
         await bench.node.greet()
         assert (sequence.node, sequence.error) == ("n1", None)
+
+    run(test)
+
+
+def test_a_draining_node_keeps_its_sequences_only_without_another() -> None:
+    async def test(bench: Bench) -> None:
+        sequence = await bench.start_one(text="abc")
+        assert bench.dispatcher.nodes.drain("n0", True)
+        bench.dispatcher.move_stranded(0.0)
+        bench.dispatcher.move_stranded(1000.0)
+        assert (sequence.node, sequence.error) == ("n0", None)
+        other = await bench.add_node("n1")
+        for _ in range(2 * MAX_FRUITLESS_MOVES):
+            bench.dispatcher.move_stranded(1000.0)
+            assert sequence.node == "n1"
+            bench.dispatcher.nodes.drain("n0", False)
+            bench.dispatcher.nodes.drain("n1", True)
+            bench.dispatcher.move_stranded(1000.0)
+            assert sequence.node == "n0"
+            bench.dispatcher.nodes.drain("n0", True)
+            bench.dispatcher.nodes.drain("n1", False)
+        await other.greet()
+        assert sequence.error is None
+        assert not bench.dispatcher.nodes.drain("nobody", True)
+
+    run(test)
+
+
+def test_a_node_whose_socket_is_closed_is_dead_at_once() -> None:
+    async def test(bench: Bench) -> None:
+        nodes = bench.dispatcher.nodes
+        assert nodes.state("n0") is State.READY
+        bench.node.channel.close()
+        soon = time.monotonic() + PROBE_AFTER_S + 0.01
+
+        def dead() -> bool:
+            nodes.look(soon)
+            return nodes.state("n0") is State.DEAD
+
+        await until(dead, "the node to be dead")
+        assert nodes.ready() == []
+
+    run(test)
+
+
+def test_a_full_node_passes_a_sequence_on_and_it_waits_if_all_are_full() -> None:
+    async def test(bench: Bench) -> None:
+        sequence = await bench.start_one()
+        bench.node.reject("a", "queue_full")
+        await until(lambda: not sequence.node, "the refusal")
+        now = time.monotonic()
+        bench.dispatcher.move_stranded(now)
+        assert (sequence.node, failovers(bench)) == ("n0", 0)
+        bench.dispatcher.move_stranded(now + 7.9)
+        assert not sequence.ended
+        bench.dispatcher.move_stranded(now + 8.1)
+        assert isinstance(sequence.error, OverloadedError)
+
+    run(test, node_wait_s=8.0)
+
+
+def test_a_node_that_is_lost_again_and_again_gets_one_request_as_a_probe() -> None:
+    async def test(bench: Bench) -> None:
+        nodes = bench.dispatcher.nodes
+        for _ in range(FAULTS_TO_OPEN):
+            await bench.node.greet(worker="dead")
+            await bench.node.greet()
+        assert nodes.state("n0") is State.READY
+        assert nodes.ready() == []
+        nodes.breakers["n0"]._open_until = time.monotonic()
+        sequence = await bench.start_one()
+        assert nodes.ready() == []
+        bench.detokenizer.text("a", 0, [1], 0, "x")
+        await until(lambda: sequence.output_ids, "a token")
+        assert [status.name for status in nodes.ready()] == ["n0"]
 
     run(test)
 
@@ -823,7 +939,6 @@ def test_what_a_former_node_refuses_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("code", "kind", "status", "word"),
     [
-        ("queue_full", OverloadedError, 429, None),
         ("too_long", InvalidRequestError, 400, "context_length_exceeded"),
         ("failed", GenerationError, 500, None),
     ],
@@ -921,7 +1036,7 @@ def test_a_node_of_another_protocol_is_refused_and_forgotten() -> None:
         assert str(PROTOCOL_VERSION + 1) in refused.reason
         nodes = bench.dispatcher.nodes
         assert nodes.ready() == []
-        assert nodes.model is None
+        assert nodes.model_info("") is None
 
     run(test, set_up=False)
 
@@ -931,7 +1046,7 @@ def test_a_detokenizer_of_another_protocol_is_refused_and_forgotten() -> None:
         detokenizer = await bench.add_detokenizer("d0", version=PROTOCOL_VERSION + 1)
         (refused,) = detokenizer.received
         assert isinstance(refused, Refused)
-        assert bench.dispatcher.detokenizers.addresses() == {}
-        assert bench.dispatcher.detokenizers.assign() is None
+        assert bench.dispatcher.detokenizers.addresses("") == {}
+        assert bench.dispatcher.detokenizers.assign("") is None
 
     run(test, set_up=False)

@@ -86,7 +86,7 @@ class FakeTokenizer:
 
     def answer(self, rid: str) -> None:
         """Say that a prompt is one token, 7."""
-        self._channel.send(Tokenized(rid, [[7]]))
+        self._channel.send(Tokenized(rid, [[7]], [[]]))
 
     def refuse(self, rid: str) -> None:
         """Say that a prompt cannot be encoded."""
@@ -104,7 +104,7 @@ class Bench:
         self._context, self._address = context, address
         self.tokenizers = Tokenizers(context, address, "session")
         self._fakes: list[FakeTokenizer] = []
-        self._tasks: list[asyncio.Task[list[list[int]]]] = []
+        self._tasks: list[asyncio.Task[Tokenized]] = []
 
     async def add(self, name: str) -> FakeTokenizer:
         """A tokenizer that is known to the router."""
@@ -113,7 +113,7 @@ class Bench:
         await fake.greet()
         return fake
 
-    def ask(self, rid: str) -> asyncio.Task[list[list[int]]]:
+    def ask(self, rid: str) -> asyncio.Task[Tokenized]:
         """Have a prompt tokenized."""
         message = TokenizeText(rid=rid, texts=["x"], max_tokens=100)
         task = asyncio.ensure_future(self.tokenizers.tokenize(message))
@@ -154,7 +154,7 @@ def test_a_prompt_is_answered_with_its_tokens() -> None:
         answer = bench.ask("a")
         await until(lambda: only.asked == ["a"], "the question")
         only.answer("a")
-        assert await answer == [[7]]
+        assert (await answer).token_ids == [[7]]
 
     run(test)
 
@@ -221,7 +221,7 @@ def test_prompts_of_a_restarted_tokenizer_are_sent_again() -> None:
         await until(lambda: sorted(only.asked) == ["a", "b"], "the questions again")
         for rid in only.asked:
             only.answer(rid)
-        assert await asyncio.gather(*answers) == [[[7]], [[7]]]
+        assert [a.token_ids for a in await asyncio.gather(*answers)] == [[[7]], [[7]]]
 
     run(test)
 
@@ -268,7 +268,7 @@ def test_only_the_prompt_that_it_was_at_is_blamed_for_a_tokenizers_death() -> No
             await only.greet()
         await until(lambda: only.asked[-1:] == ["innocent"], "the other question")
         only.answer("innocent")
-        assert await innocent == [[7]]
+        assert (await innocent).token_ids == [[7]]
 
     run(test)
 
@@ -346,7 +346,7 @@ def test_an_answer_that_comes_too_late_or_twice_is_passed_over() -> None:
         only.answer("b")
         only.answer("b")
         only.refuse("b")
-        assert await answered == [[7]]
+        assert (await answered).token_ids == [[7]]
         await only.greet()
         assert bench.tokenizers.pool.channel.dropped_frames == 0
 

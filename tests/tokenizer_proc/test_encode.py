@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mlxfleet.common.block_hashes import block_hashes
 from mlxfleet.common.messages import TokenizeChat, Tokenized, TokenizeFailed, TokenizeText
 from mlxfleet.common.tokenizer_files import load_tokenizer
 from mlxfleet.tokenizer_proc.encode import Encoder
@@ -22,6 +23,14 @@ def test_texts(tokenizer: Any) -> None:
     assert isinstance(answer, Tokenized)
     assert answer.token_ids[:2] == [[19556, 905], []]
     assert tokenizer.decode(answer.token_ids[2]) == "日本"
+    assert answer.block_hashes == [[], [], []]
+
+
+def test_whole_blocks_are_hashed(tokenizer: Any) -> None:
+    answer = Encoder(tokenizer).encode(TokenizeText("r", ["Hello world " * 40], 100))
+    assert isinstance(answer, Tokenized)
+    assert answer.block_hashes == [block_hashes(answer.token_ids[0])]
+    assert answer.block_hashes[0]
 
 
 def test_chat_is_rendered_with_the_template(tokenizer: Any) -> None:

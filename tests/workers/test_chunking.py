@@ -56,6 +56,14 @@ def pairs(tokens: int, start: int) -> float:
     return tokens * (start + tokens / 2)
 
 
+def test_the_prefill_rate_is_that_of_the_passes_to_come() -> None:
+    assert ChunkSizer(BUDGET_S, 512).prefill_rate(0) == 0
+    sizer = Model(0.001, fixed_s=0.004).run(*SIZES, times=20)
+    idle, busy = sizer.prefill_rate(0), sizer.prefill_rate(16)
+    assert idle == pytest.approx(1000, rel=0.15)
+    assert 0 < busy < 0.8 * idle
+
+
 def test_the_first_chunk_is_small() -> None:
     assert ChunkSizer(BUDGET_S, 512).size(0, 0) == FIRST_CHUNK_TOKENS
     assert ChunkSizer(BUDGET_S, 10).size(0, 0) == 10

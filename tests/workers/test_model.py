@@ -16,7 +16,8 @@ from mlxfleet.common.errors import ModelError
 from mlxfleet.workers import model as model_module
 from mlxfleet.workers.memory import block_bytes
 from mlxfleet.workers.mlx_lm_storage import MlxLmStorage
-from mlxfleet.workers.model import context_length, eos_ids, load_model
+from mlxfleet.workers.model import load_model
+from mlxfleet.workers.model_config import context_length, eos_ids
 from mlxfleet.workers.slab import SlabStorage
 from tests.workers.tiny_models import COMMON, HEAD_DIM, LAYERS, OVERRIDES, VOCAB_SIZE, build
 
@@ -219,7 +220,7 @@ def test_a_model_that_this_machine_cannot_run_is_a_model_error(
     ],
 )
 def test_context_length(config: dict[str, Any], max_context: int | None, expected: int) -> None:
-    assert context_length(config, WorkerOptions(max_context=max_context)) == expected
+    assert context_length(config, max_context) == expected
 
 
 def test_tokens_that_end_a_sequence_come_from_model_and_tokenizer(tmp_path: Path) -> None:

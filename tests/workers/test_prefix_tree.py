@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import reduce
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from mlxfleet.common.block_hashes import NO_BLOCKS, block_hash, block_hashes
 from mlxfleet.common.kv_sizes import BLOCK_TOKENS
+from mlxfleet.common.messages import KvSnapshot
 from mlxfleet.workers import prefix_tree
+from mlxfleet.workers.kv_events import KvJournal
 from mlxfleet.workers.prefix_tree import LEAST_REUSED_TOKENS, Lease, PrefixTree, Write
 
 Ids = list[int]
@@ -288,6 +292,72 @@ def test_many_uses_do_not_make_the_list_of_leaves_grow(monkeypatch: pytest.Monke
     assert cached(tree, ids(4, first=9)) == 4 * BLOCK_TOKENS
 
 
+# --- what the router is told ----------------------------------------------------------------------
+
+
+def told(tree: PrefixTree, journal: KvJournal) -> tuple[list[int], list[int]]:
+    """Blocks that came and went since last asked."""
+    messages = list(journal.take(tree.stored_hashes))
+    stored = [block for message in messages for block in message.stored]
+    return stored, [block for m in messages if not isinstance(m, KvSnapshot) for block in m.removed]
+
+
+def test_whole_blocks_are_told_when_they_are_stored_not_before() -> None:
+    journal = KvJournal()
+    tree = PrefixTree(8, journal)
+    told(tree, journal)
+    lease = begin(tree, ids(2.5))
+    assert told(tree, journal) == ([], [])
+    lease.computed = BLOCK_TOKENS
+    tree.store_computed(lease)
+    hashes = block_hashes(ids(2.5))
+    assert told(tree, journal) == (hashes[:1], [])
+    tree.end(lease, ids(2.5))
+    assert told(tree, journal) == (hashes[1:], [])
+
+
+def test_what_makes_room_is_told() -> None:
+    journal = KvJournal()
+    tree = PrefixTree(2, journal)
+    keep(tree, ids(2))
+    told(tree, journal)
+    keep(tree, ids(1, first=1))
+    assert told(tree, journal) == (block_hashes(ids(1, first=1)), block_hashes(ids(2))[1:])
+
+
+def test_a_cleared_tree_says_so() -> None:
+    journal = KvJournal()
+    tree = PrefixTree(2, journal)
+    keep(tree, ids(1))
+    told(tree, journal)
+    tree.clear()
+    (message,) = journal.take(tree.stored_hashes)
+    assert not isinstance(message, KvSnapshot)
+    assert message.cleared
+
+
+def test_the_age_is_that_of_what_makes_room_next() -> None:
+    now = 0.0
+    tree = PrefixTree(4, now=lambda: now)
+    assert tree.age_s == 0
+    keep(tree, ids(1, first=1))
+    now = 5.0
+    lease = begin(tree, ids(1, first=2))
+    assert tree.age_s == 5
+    tree.end(lease, ids(1, first=2))
+    keep(tree, ids(1, first=1))
+    now = 6.0
+    assert tree.age_s == 1
+
+
+def test_blocks_to_come_are_expected() -> None:
+    tree = PrefixTree(8)
+    begin(tree, ids(2.5))
+    assert tree.expected(ids(2)) == 2 * BLOCK_TOKENS
+    assert tree.expected(ids(4)) == 2 * BLOCK_TOKENS
+    assert tree.expected(ids(2, first=1)) == 0
+
+
 # --- against a model ------------------------------------------------------------------------------
 
 BLOCK = 4
@@ -312,7 +382,9 @@ class Tree(RuleBasedStateMachine):
     @initialize(blocks=st.integers(0, 12))
     def create(self, blocks: int) -> None:
         self.blocks = blocks
-        self.tree = PrefixTree(blocks)
+        self.journal = KvJournal()
+        self.tree = PrefixTree(blocks, self.journal)
+        self.told: set[int] = set()
 
     def indices(self) -> st.SearchStrategy[int]:
         """Which sequence something happens to."""
@@ -364,6 +436,21 @@ class Tree(RuleBasedStateMachine):
             blocks.append(match.partial.block)
         self.check_match(token_ids, match.tokens, blocks)
         assert match.pending is None or match.pending.owner in [lease for lease, _ in self.running]
+
+    @rule(ask=st.booleans())
+    def tell(self, ask: bool) -> None:
+        if ask:
+            self.journal.ask_snapshot()
+        for message in self.journal.take(self.tree.stored_hashes):
+            if isinstance(message, KvSnapshot):
+                self.told = (set() if message.first else self.told) | set(message.stored)
+                continue
+            if message.cleared:
+                self.told.clear()
+            self.told -= set(message.removed)
+            self.told |= set(message.stored)
+        whole = [node for node in nodes(self.tree) if len(node.tokens) == BLOCK]
+        assert self.told == {chained(node) for node in whole if node.owner is None}
 
     # --- what must hold
 
@@ -438,6 +525,12 @@ def lineage(node: prefix_tree.Node) -> Iterable[prefix_tree.Node]:
     while node.parent is not None:
         yield node
         node = node.parent
+
+
+def chained(node: prefix_tree.Node) -> int:
+    """A node's hash, from the tokens of its whole path."""
+    path = [above.tokens for above in lineage(node)]
+    return reduce(block_hash, reversed(path), NO_BLOCKS)
 
 
 def held(lease: Lease) -> list[prefix_tree.Node]:

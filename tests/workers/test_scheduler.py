@@ -29,6 +29,7 @@ from mlxfleet.common.messages import (
     Finish,
     FinishReason,
     Generate,
+    KvEvents,
     ModelInfo,
     NodeStatus,
     NodeToRouter,
@@ -139,6 +140,60 @@ def prefills(commands: Iterable[SchedulerToWorker]) -> list[tuple[str, int]]:
 def dropped(commands: Iterable[SchedulerToWorker]) -> list[str]:
     """Who was dropped, in order."""
     return [command.rid for command in commands if isinstance(command, Drop)]
+
+
+# --- load -----------------------------------------------------------------------------------------
+
+
+def test_prompt_tokens_that_are_to_be_computed_are_counted() -> None:
+    scheduler = make_scheduler(max_running=1)
+    submit(scheduler, "a", "b", prompt_tokens=21)
+    assert (scheduler.received, scheduler.queued_prefill_tokens) == (2, 40)
+    scheduler.schedule()
+    assert (scheduler.queued_prefill_tokens, scheduler.running_prefill_tokens) == (20, 20)
+    run_step(scheduler, prefilled=[("a", 8)])
+    assert scheduler.running_prefill_tokens == 12
+    run_step(scheduler, prefilled=[("a", 12)])
+    assert scheduler.running_prefill_tokens == 0
+    scheduler.release("a")
+    scheduler.release("b")
+    assert (scheduler.queued_prefill_tokens, scheduler.running_prefill_tokens) == (0, 0)
+
+
+def test_what_is_cached_or_being_computed_is_not_expected_to_be_computed_again() -> None:
+    model = msgspec.structs.replace(MODEL, cold_blocks=8)
+    scheduler = make_scheduler(model=model, max_running=1)
+    submit(scheduler, "a", prompt_tokens=70)
+    scheduler.schedule()
+    submit(scheduler, "b", prompt_tokens=80)
+    assert scheduler.queued_prefill_tokens == 79 - 2 * prefix_tree.BLOCK_TOKENS
+
+
+def test_requests_that_are_refused_are_received_too() -> None:
+    scheduler = make_scheduler(max_running=1, max_queue=1)
+    submit(scheduler, "a", "b")
+    assert scheduler.submit(generate("c")) is not None
+    assert scheduler.received == 3
+
+
+def test_a_new_worker_clears_the_cache() -> None:
+    scheduler = make_scheduler()
+    scheduler.journal.stored(1)
+    list(scheduler.journal.take(scheduler.cached_blocks))
+    scheduler.worker_ready(MODEL)
+    (events,) = scheduler.journal.take(scheduler.cached_blocks)
+    assert isinstance(events, KvEvents)
+    assert events.cleared
+
+
+def test_how_long_sequences_run_is_measured_in_the_workers_time() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "a", prompt_tokens=1)
+    scheduler.schedule()
+    step = make_step({"a": 7}, finish={"a": "stop"})
+    step.pass_s, step.idle_s = 2.0, 1.0
+    list(scheduler.on_step(step))
+    assert scheduler.sequence_s == 3.0
 
 
 # --- admission ------------------------------------------------------------------------------------
@@ -598,6 +653,23 @@ def test_a_resend_from_before_a_move_does_not_kill_the_scheduler() -> None:
     with_logprobs(scheduler, 7)
     _, tokens = scheduler.resend(Resend("a", "d0", 0))
     assert tokens.ids == [[50, 51, 7]]
+
+
+def test_everything_is_sent_again_over_a_link_that_was_lost() -> None:
+    scheduler = decoded(7)
+    assert scheduler.resends_for("d0") == [Resend("a", "d0", 0)]
+    assert scheduler.resends_for("d1") == []
+
+
+def test_tokens_from_elsewhere_are_not_sent_again_without_their_log_probabilities() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "a", prompt_tokens=1, output_ids=[50, 51])
+    scheduler.schedule()
+    with_logprobs(scheduler, 7, 8)
+    (resend,) = scheduler.resends_for("d0")
+    assert resend.start == 2
+    _, tokens = scheduler.resend(resend)
+    assert [entry.logprob for entry in tokens.logprobs[0]] == [-7, -8]
 
 
 # --- memory ---------------------------------------------------------------------------------------
@@ -1127,7 +1199,8 @@ def test_a_request_that_comes_between_two_workers_is_not_blamed() -> None:
                 options=SchedulerOptions(max_attempts=1),
             )
         )
-        await service.startup()
+        # It ends when a router has let the node in, which this one never does.
+        starting = asyncio.create_task(service.startup())
         try:
             first = worker_process(context, base + "worker", "first")
             await until(lambda: first.received, "the first worker's reset")
@@ -1139,6 +1212,7 @@ def test_a_request_that_comes_between_two_workers_is_not_blamed() -> None:
             await until(lambda: second.of(Admit) or router.of(Rejected), "an answer")
             assert [message.rid for message in second.of(Admit)] == ["a"]
         finally:
+            starting.cancel()
             await service.shutdown()
 
     with sockets() as (context, base):

@@ -1,0 +1,264 @@
+"""Streams under faults: nodes are killed, stopped and drained at random, and every stream has to be
+the same as in an undisturbed run.
+
+Usage: `python -m mlxfleet.bench.faults --model DIR [--faults 50] [LAUNCH_FLAG ...]`
+
+Streams run in a loop, half of them greedy and half seeded. After each fault the node is seen to be
+lost in /fleet, which is timed, and has to be ready again before the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import aiohttp
+import cyclopts
+import msgspec
+import psutil
+import uvloop
+from msgspec import Struct
+from rich.console import Console
+from rich.table import Table
+
+from mlxfleet.bench.client import Load, failure_of, request
+from mlxfleet.bench.processes import process_name
+from mlxfleet.bench.result import RequestResult
+from mlxfleet.bench.servers import Server, ServerError, mlxfleet_spec, serving
+
+KINDS = ("kill scheduler", "kill worker", "stop scheduler", "stop worker", "drain")
+# What the router should have noticed by then; a drain is known at once.
+NOTICED_WITHIN_S = {"kill": 1.0, "stop": 3.0, "drain": 1.0}
+STOPPED_S = 4.0
+POLL_S = 0.01
+READY_TIMEOUT_S = 60.0
+LARGEST_PAUSE_S = 1.0
+
+
+@cyclopts.Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is run and what is done to it."""
+
+    model: Path
+    """MLX model folder."""
+
+    nodes: int = 3
+    """Compute nodes."""
+
+    streams: int = 24
+    """Streams at once."""
+
+    max_tokens: int = 200
+    """Tokens of each stream."""
+
+    faults: int = 50
+    """How many faults, one after the other."""
+
+    seed: int = 0
+    """Of the choice of faults."""
+
+
+class Fault(Struct, frozen=True, kw_only=True):
+    """One fault; `noticed_s` is how long the router took to take the node out."""
+
+    kind: str
+    node: str
+    noticed_s: float
+
+
+class Streams:
+    """The streams' requests, their texts without faults, and how those under faults ended."""
+
+    def __init__(self, options: Options, url: str) -> None:
+        self._options = options
+        self._url = url
+        self.expected: list[RequestResult] = []
+        self.finished = 0
+        self.wrong: list[str] = []
+
+    def load(self, stream: int) -> Load:
+        """A stream's request."""
+        return Load(
+            url=self._url,
+            prompts=[],
+            requests=1,
+            concurrency=1,
+            max_tokens=self._options.max_tokens,
+            temperature=0.9 if stream % 2 else 0.0,
+            extra={"seed": stream, "ignore_eos": True},
+        )
+
+    async def run_once(self, session: aiohttp.ClientSession, stream: int) -> RequestResult:
+        """One stream from start to end."""
+        result = RequestResult(index=stream, start_s=0.0)
+        prompt = f"{stream} times upon a time, " * (1 + 5 * stream)
+        try:
+            await request(session, self.load(stream), prompt, result)
+        except (aiohttp.ClientError, OSError, RuntimeError) as error:
+            result.error = failure_of(error)
+        return result
+
+    async def learn(self, session: aiohttp.ClientSession) -> None:
+        """What they say undisturbed."""
+        runs = (self.run_once(session, stream) for stream in range(self._options.streams))
+        self.expected = list(await asyncio.gather(*runs))
+        if errors := [run.error.message for run in self.expected if run.error]:
+            raise ServerError(f"a stream failed without a fault: {errors[0]}")
+
+    async def run_on(
+        self, session: aiohttp.ClientSession, stream: int, over: asyncio.Event
+    ) -> None:
+        """One stream again and again, compared each time."""
+        while not over.is_set():
+            result, expected = await self.run_once(session, stream), self.expected[stream]
+            self.finished += 1
+            if result.error is not None:
+                self.wrong.append(f"stream {stream}: {result.error.message}")
+            elif result.text != expected.text or result.usage_tokens != expected.usage_tokens:
+                self.wrong.append(f"stream {stream}: {first_difference(result, expected)}")
+
+
+def first_difference(result: RequestResult, expected: RequestResult) -> str:
+    """Where two texts part."""
+    pairs = zip(result.text, expected.text, strict=False)
+    at = next((i for i, (one, other) in enumerate(pairs) if one != other), -1)
+    return (
+        f"{result.usage_tokens} tokens instead of {expected.usage_tokens}, texts of"
+        f" {len(result.text)} and {len(expected.text)} characters that part at {at}"
+    )
+
+
+class Chaos:
+    """Makes faults happen in a fleet."""
+
+    def __init__(self, session: aiohttp.ClientSession, server: Server, rng: random.Random) -> None:
+        self._session = session
+        self._server = server
+        self._rng = rng
+
+    async def fault(self, kind: str, number: int) -> Fault:
+        """One fault from its start until the node is ready again."""
+        node = f"node-{number}"
+        action, _, role = kind.partition(" ")
+        process = self._process(f"{role}-{number}") if role else None
+        began = time.perf_counter()
+        if process is None:
+            await self._admin("drain", node)
+        elif action == "kill":
+            process.kill()
+        else:
+            process.suspend()
+        try:
+            await self._until(lambda state: state not in ("ready", "busy"), node, f"{kind} {node}")
+            noticed_s = time.perf_counter() - began
+            if action != "kill":
+                await asyncio.sleep(max(0.0, self._rng.random() * STOPPED_S))
+        finally:
+            if process is None:
+                await self._admin("undrain", node)
+            elif action == "stop":
+                process.resume()
+        await self._until(lambda state: state in ("ready", "busy"), node, f"{node} to be back")
+        return Fault(kind=kind, node=node, noticed_s=noticed_s)
+
+    def _process(self, name: str) -> psutil.Process:
+        for child in psutil.Process(self._server.pid).children(recursive=True):
+            try:
+                if process_name(child) == name:
+                    return child
+            except psutil.NoSuchProcess:
+                continue
+        raise ServerError(f"there is no process {name}")
+
+    async def _admin(self, action: str, node: str) -> None:
+        url = f"{self._server.spec.url}/admin/{action}/{node}"
+        async with self._session.post(url) as response:
+            response.raise_for_status()
+
+    async def _until(self, condition: Callable[[str], bool], node: str, what: str) -> None:
+        end = time.perf_counter() + READY_TIMEOUT_S
+        while time.perf_counter() < end:
+            if condition(await self._state(node)):
+                return
+            await asyncio.sleep(POLL_S)
+        raise ServerError(f"still waiting for {what} after {READY_TIMEOUT_S:.0f} s")
+
+    async def _state(self, node: str) -> str:
+        async with self._session.get(f"{self._server.spec.url}/fleet") as response:
+            fleet: dict[str, Any] = msgspec.json.decode(await response.read())
+        return next(str(n["state"]) for n in fleet["nodes"] if n["name"] == node)
+
+
+async def run(options: Options, flags: tuple[str, ...], console: Console) -> int:
+    """Start a fleet, run the streams, make the faults; the number of things that went wrong."""
+    rng = random.Random(options.seed)
+    spec = mlxfleet_spec(options.model, ["--nodes", str(options.nodes), *flags])
+    faults: list[Fault] = []
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        async with (
+            serving(spec, log) as server,
+            aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=300)
+            ) as session,
+        ):
+            streams = Streams(options, spec.url)
+            chaos = Chaos(session, server, rng)
+            await streams.learn(session)
+            over = asyncio.Event()
+            async with asyncio.TaskGroup() as tasks:
+                for stream in range(options.streams):
+                    tasks.create_task(streams.run_on(session, stream, over))
+                for number in range(options.faults):
+                    await asyncio.sleep(rng.random() * LARGEST_PAUSE_S)
+                    fault = await chaos.fault(rng.choice(KINDS), rng.randrange(options.nodes))
+                    faults.append(fault)
+                    console.print(
+                        f"{number + 1}/{options.faults}: {fault.kind} {fault.node}, noticed in"
+                        f" {fault.noticed_s:.2f} s; {streams.finished} streams ended,"
+                        f" {len(streams.wrong)} wrong"
+                    )
+                over.set()
+    Console().print(table(faults))
+    late = [f for f in faults if f.noticed_s > NOTICED_WITHIN_S[f.kind.split()[0]]]
+    print(f"{streams.finished} streams ended, {len(streams.wrong)} of them wrong")
+    for what in streams.wrong:
+        print(what)
+    print(f"{len(late)} of {len(faults)} faults noticed too late")
+    return len(streams.wrong) + len(late)
+
+
+def table(faults: list[Fault]) -> Table:
+    """How fast each kind was noticed."""
+    shown = Table("fault", "how often", "noticed: median, s", "worst, s", title="Faults")
+    for kind in KINDS:
+        times = sorted(fault.noticed_s for fault in faults if fault.kind == kind)
+        if times:
+            middle = f"{times[len(times) // 2]:.2f}"
+            shown.add_row(kind, str(len(times)), middle, f"{times[-1]:.2f}")
+    return shown
+
+
+def main(
+    *flags: Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True)], options: Options
+) -> None:
+    """Run it; the exit status is 1 if anything went wrong."""
+    console = Console(stderr=True)
+    try:
+        wrong = uvloop.run(run(options, flags, console))
+    except* ServerError as errors:
+        console.print(f"error: {errors.exceptions[0]}", style="bold red", markup=False)
+        sys.exit(1)
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    cyclopts.run(main)

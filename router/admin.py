@@ -1,0 +1,80 @@
+"""What operators ask the router: the state of the fleet, and to drain a node."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from mlxfleet.common.errors import NodeNotFoundError
+from mlxfleet.router.admission import PRIORITIES, Admission
+from mlxfleet.router.dispatcher import Dispatcher
+
+
+class Admin:
+    """Handlers of /fleet and /admin."""
+
+    def __init__(self, dispatcher: Dispatcher, admission: Admission) -> None:
+        self._dispatcher = dispatcher
+        self._admission = admission
+
+    def routes(self) -> list[web.RouteDef]:
+        """Its routes."""
+        return [
+            web.get("/fleet", self._fleet),
+            web.post("/admin/drain/{node}", lambda http: self._drain(http, True)),
+            web.post("/admin/undrain/{node}", lambda http: self._drain(http, False)),
+        ]
+
+    async def _fleet(self, http: web.Request) -> web.Response:
+        nodes, loads = self._dispatcher.nodes, self._dispatcher.loads()
+        return json(
+            {
+                "router": {
+                    "sequences": self._admission.sequences,
+                    "queued": {p: self._admission.depth(p) for p in PRIORITIES},
+                },
+                "nodes": [self._node(name, loads[name]) for name in sorted(nodes.status)],
+            }
+        )
+
+    async def _drain(self, http: web.Request, draining: bool) -> web.Response:
+        """Answers with the node's state; it has no more sequences when `sequences` is 0."""
+        name = http.match_info["node"]
+        if not self._dispatcher.nodes.drain(name, draining):
+            known = ", ".join(sorted(self._dispatcher.nodes.status)) or "none"
+            raise NodeNotFoundError(f"there is no node {name!r}; known nodes: {known}")
+        return json(self._node(name, self._dispatcher.loads()[name]))
+
+    def _node(self, name: str, sequences: int) -> dict[str, Any]:
+        """A node as /fleet shows it."""
+        nodes = self._dispatcher.nodes
+        status = nodes.status[name]
+        return {
+            "name": name,
+            "model": nodes.model_of(name),
+            "host": status.info.host,
+            "chip": status.info.chip,
+            "memory_bytes": status.info.memory_bytes,
+            "state": nodes.state(name),
+            "breaker": nodes.breaker_state(name),
+            "sequences": sequences,
+            "silent_s": round(nodes.silent_s(name), 3),
+            "tokens_per_s": round(nodes.tokens_per_s(name), 1),
+            "running": status.running,
+            "queued": status.queued,
+            "max_running": status.max_running,
+            "kv_used_bytes": status.kv_used_bytes,
+            "kv_budget_bytes": status.model.kv_budget_bytes if status.model else 0,
+            "prefilled_tokens": status.prefilled_tokens,
+            "cached_tokens": status.cached_tokens,
+            "preemptions": status.preemptions,
+            "worker_restarts": status.worker_restarts,
+            "worker_memory_bytes": status.worker_memory_bytes,
+        }
+
+
+def json(data: object) -> web.Response:
+    """A JSON answer."""
+    return web.Response(body=msgspec.json.encode(data), content_type="application/json")

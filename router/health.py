@@ -1,0 +1,90 @@
+"""Whether a node is well, from its reports alone: dead, hung and merely busy are told apart.
+
+A node is well while it reports and, if it has work, its step counter moves.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+
+from mlxfleet.common.liveness import HUNG_AFTER_S
+from mlxfleet.common.messages import NodeStatus
+
+# A pass may take so many times as long as passes took on average before it counts as stuck.
+SLOW_PASSES = 10
+# Over how long the rate of tokens is averaged.
+RATE_OVER_S = 2.0
+
+
+class State(enum.StrEnum):
+    """What a node is doing, as it is shown to people."""
+
+    LOADING = "loading"
+    READY = "ready"
+    BUSY = "busy"
+    """Ready, with requests waiting for a place."""
+    DRAINING = "draining"
+    """Told to take no more requests."""
+    HUNG = "hung"
+    """There, but it has stopped reporting or computing."""
+    DEAD = "dead"
+    """Its scheduler or its worker is gone."""
+
+    @property
+    def well(self) -> bool:
+        """Whether a sequence that is there goes on."""
+        return self in (State.READY, State.BUSY, State.DRAINING)
+
+
+class NodeHealth:
+    """One node's health. All times are time.monotonic()."""
+
+    def __init__(self, status: NodeStatus, now: float) -> None:
+        self.draining = False
+        self.tokens_per_s = 0.0
+        self._heard = self._progressed = now
+        self._link_closed = False
+        self._status = status
+
+    def report(self, status: NodeStatus, now: float) -> None:
+        """Take in a report."""
+        before, self._status = self._status, status
+        if status.incarnation == before.incarnation and now > self._heard:
+            made = status.generated_tokens - before.generated_tokens
+            weight = 1 - math.exp((self._heard - now) / RATE_OVER_S)
+            self.tokens_per_s += weight * (made / (now - self._heard) - self.tokens_per_s)
+        working = status.can_generate and status.running > 0
+        same = status.incarnation == before.incarnation and status.steps == before.steps
+        if not working or not same or before.running == 0:
+            self._progressed = now
+        self._heard = now
+        self._link_closed = False
+
+    def link_closed(self) -> None:
+        """Nothing can be sent to the node until it reports again."""
+        self._link_closed = True
+
+    def silent_s(self, now: float) -> float:
+        """Seconds since the last report."""
+        return now - self._heard
+
+    def state(self, now: float) -> State:
+        """What it is doing now."""
+        status = self._status
+        if self._link_closed or status.worker == "dead":
+            return State.DEAD
+        if status.worker == "loading":
+            return State.LOADING
+        stuck = now - self._progressed > self._patience_s() and status.running > 0
+        if status.worker == "hung" or self.silent_s(now) > HUNG_AFTER_S or stuck:
+            return State.HUNG
+        if self.draining:
+            return State.DRAINING
+        return State.BUSY if status.queued else State.READY
+
+    def _patience_s(self) -> float:
+        """How long the step counter may stand still."""
+        status = self._status
+        mean_pass_s = status.busy_s / status.steps if status.steps else 0.0
+        return max(HUNG_AFTER_S, SLOW_PASSES * mean_pass_s)

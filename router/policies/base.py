@@ -1,0 +1,58 @@
+"""What a routing policy is given, and what it answers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A request to be placed: its prompt's length, and the session it belongs to, if it says so."""
+
+    tokens: int
+    session: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A node that could take a request.
+
+    `cached_tokens` of the prompt are there already. `sequences` run or wait there, `queued` of them
+    for sure; `slots` run at once, and `room` is what it takes in all. `waiting_tokens` of prompts
+    are to be computed first, at `prefill_tokens_per_s` (0: unknown). `decode_step_s` is a decode
+    step with this request in it, `sequence_s` how long sequences run. `kv_full` says that it would
+    have to wait for memory. Of the prefix cache's `cache_blocks` so many are free; the one to be
+    evicted next has not been used for `cache_age_s`. All times are multiplied by `weight`.
+    """
+
+    name: str
+    cached_tokens: int = 0
+    sequences: int = 0
+    queued: int = 0
+    slots: int = 1
+    room: int = 1
+    waiting_tokens: int = 0
+    prefill_tokens_per_s: float = 0.0
+    decode_step_s: float = 0.0
+    sequence_s: float = 0.0
+    kv_full: bool = False
+    cache_blocks: int = 0
+    free_blocks: int = 0
+    cache_age_s: float = 0.0
+    weight: float = 1.0
+
+
+class Policy(Protocol):
+    """A way to choose."""
+
+    def pick(self, prompt: Prompt, nodes: Sequence[Candidate]) -> str:
+        """The name of one of `nodes`, of which there is at least one."""
+
+
+def pick_least(rng: random.Random, nodes: Sequence[Candidate]) -> str:
+    """The node with the fewest sequences for its weight; ties at random."""
+    least = min(node.sequences * node.weight for node in nodes)
+    return rng.choice([n.name for n in nodes if n.sequences * n.weight == least])

@@ -1,0 +1,35 @@
+"""Reports of nodes, for tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlxfleet.common.messages import NodeStatus
+
+
+def node_status(**fields: Any) -> NodeStatus:
+    """A report of an idle node that can generate, but for what is given."""
+    given: dict[str, Any] = {
+        "name": "n0",
+        "incarnation": "1",
+        "model": None,
+        "worker": "ready",
+        "running": 0,
+        "queued": 0,
+        "max_running": 8,
+        "max_queue": 8,
+        "kv_used_bytes": 0,
+        "steps": 0,
+        "busy_s": 0.0,
+        "idle_s": 0.0,
+        "preemptions": 0,
+        "generated_tokens": 0,
+        "prefilled_tokens": 0,
+        "cached_tokens": 0,
+        "cold_blocks_used": 0,
+        "worker_restarts": 0,
+        "dropped_frames": 0,
+        "worker_dropped_frames": 0,
+        "worker_memory_bytes": 0,
+    }
+    return NodeStatus(**{**given, **fields})

@@ -1,0 +1,202 @@
+"""Who may start next: bounds, priorities, fairness, deadlines, and no count that leaks."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from mlxfleet.common.errors import (
+    DeadlineError,
+    InvalidRequestError,
+    OverloadedError,
+    RequestError,
+    UnavailableError,
+)
+from mlxfleet.router.admission import Admission, Priority, Ticket
+
+
+class Desk:
+    """An Admission whose capacity can be set, and a record of who started."""
+
+    def __init__(self, capacity: int | None = 1, **fields: Any) -> None:
+        self.capacity = capacity
+        self.started: list[str] = []
+        limits = {"max_sequences": 100, "max_per_client": None, "max_wait_s": 60, "node_wait_s": 60}
+        self.admission = Admission(["m"], lambda _: self.capacity, **{**limits, **fields})
+
+    async def serve(self, name: str, ticket: Ticket, gone: asyncio.Event) -> None:
+        """A request that runs until its event."""
+        with self.admission.room_for(ticket):
+            async with self.admission.turn(ticket):
+                self.started.append(name)
+                await gone.wait()
+
+
+def ticket(
+    client: str = "a",
+    sequences: int = 1,
+    priority: Priority = "interactive",
+    deadline: float | None = None,
+) -> Ticket:
+    return Ticket(
+        client=client, model="m", sequences=sequences, priority=priority, deadline=deadline
+    )
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(test, 10))
+
+
+async def settle() -> None:
+    """Let every task run as far as it can."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def test_what_waits_starts_by_priority_then_fairly_then_in_order() -> None:
+    async def test() -> None:
+        desk = Desk(capacity=0)
+        order = [
+            ("b1", ticket("b", priority="batch")),
+            ("a1", ticket("a")),
+            ("a2", ticket("a")),
+            ("a3", ticket("a")),
+            ("c1", ticket("c")),
+        ]
+        gone = asyncio.Event()
+        first = asyncio.create_task(desk.serve("first", ticket("z"), gone))
+        await settle()
+        tasks = [asyncio.create_task(desk.serve(name, t, gone)) for name, t in order]
+        await settle()
+        assert desk.started == ["first"]
+        assert (desk.admission.depth("interactive"), desk.admission.depth("batch")) == (4, 1)
+        for capacity in range(2, 7):
+            desk.capacity = capacity
+            desk.admission.pump()
+            await settle()
+        assert desk.started == ["first", "a1", "c1", "a2", "a3", "b1"]
+        gone.set()
+        await asyncio.gather(first, *tasks)
+        assert desk.admission.sequences == 0
+
+    run(test())
+
+
+def test_the_end_of_one_is_the_turn_of_the_next() -> None:
+    async def test() -> None:
+        desk = Desk()
+        events = [asyncio.Event() for _ in range(3)]
+        tasks = [
+            asyncio.create_task(desk.serve(str(i), ticket(), gone)) for i, gone in enumerate(events)
+        ]
+        for number, gone in enumerate(events):
+            await settle()
+            assert desk.started == [str(i) for i in range(number + 1)]
+            gone.set()
+        await asyncio.gather(*tasks)
+
+    run(test())
+
+
+def test_a_request_larger_than_the_nodes_starts_alone() -> None:
+    async def test() -> None:
+        desk = Desk(capacity=2)
+        gone = asyncio.Event()
+        small = asyncio.create_task(desk.serve("small", ticket(), asyncio.Event()))
+        await settle()
+        large = asyncio.create_task(desk.serve("large", ticket(sequences=5), gone))
+        await settle()
+        assert desk.started == ["small"]
+        small.cancel()
+        await settle()
+        assert desk.started == ["small", "large"]
+        gone.set()
+        await large
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("fields", "first", "second", "error"),
+    [
+        ({"max_sequences": 3}, 2, 2, OverloadedError),
+        ({"max_sequences": 3}, 2, 4, InvalidRequestError),
+        ({"max_per_client": 3}, 2, 2, OverloadedError),
+    ],
+)
+def test_more_than_the_limits_is_refused_at_once(
+    fields: dict[str, int], first: int, second: int, error: type[RequestError]
+) -> None:
+    desk = Desk(**fields)
+    with desk.admission.room_for(ticket(sequences=first)):
+        with pytest.raises(error), desk.admission.room_for(ticket(sequences=second)):
+            pass
+        assert desk.admission.sequences == first
+    assert desk.admission.sequences == 0
+
+
+def test_the_limit_of_a_key_is_not_that_of_another() -> None:
+    desk = Desk(max_per_client=1)
+    with desk.admission.room_for(ticket("a")), desk.admission.room_for(ticket("b")):
+        assert desk.admission.sequences == 2
+
+
+@pytest.mark.parametrize(
+    ("capacity", "limits", "deadline_s", "error"),
+    [
+        (0, {"max_wait_s": 0.01}, None, OverloadedError),
+        (0, {}, 0.01, DeadlineError),
+        (None, {"node_wait_s": 0.01}, None, UnavailableError),
+    ],
+)
+def test_waiting_ends(
+    capacity: int | None,
+    limits: dict[str, float],
+    deadline_s: float | None,
+    error: type[RequestError],
+) -> None:
+    async def test() -> None:
+        desk = Desk(capacity, **limits)
+        async with asyncio.TaskGroup() as tasks:
+            if capacity is not None:
+                holder = tasks.create_task(desk.serve("holder", ticket(), asyncio.Event()))
+                await settle()
+            deadline = deadline_s and asyncio.get_running_loop().time() + deadline_s
+            with pytest.raises(error):
+                await desk.serve("late", ticket(deadline=deadline), asyncio.Event())
+            assert desk.admission.depth("interactive") == 0
+            if capacity is not None:
+                holder.cancel()
+        assert desk.admission.sequences == 0
+
+    run(test())
+
+
+def test_no_count_leaks_whenever_requests_give_up() -> None:
+    async def one(desk: Desk, rng: random.Random) -> None:
+        wanted = ticket(rng.choice("abc"), rng.randint(1, 3), rng.choice(["interactive", "batch"]))
+        with suppress(RequestError, TimeoutError):
+            async with asyncio.timeout(rng.random() * 0.02):
+                with desk.admission.room_for(wanted):
+                    async with desk.admission.turn(wanted):
+                        await asyncio.sleep(rng.random() * 0.02)
+
+    async def test() -> None:
+        rng = random.Random(1)
+        desk = Desk(capacity=4, max_sequences=30, max_per_client=20)
+        for _ in range(30):
+            await asyncio.gather(*(one(desk, rng) for _ in range(20)))
+        assert desk.admission.sequences == 0
+        gone = asyncio.Event()
+        tasks = [asyncio.create_task(desk.serve(str(i), ticket(), gone)) for i in range(4)]
+        await settle()
+        assert len(desk.started) == 4
+        gone.set()
+        await asyncio.gather(*tasks)
+
+    run(test())

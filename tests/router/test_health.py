@@ -1,0 +1,89 @@
+"""A node's health from its reports: dead, hung and busy are told apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mlxfleet.common.liveness import HUNG_AFTER_S
+from mlxfleet.router.health import SLOW_PASSES, NodeHealth, State
+from tests.router.statuses import node_status
+
+REPORT_S = 0.25
+
+
+def reported(seconds: float, **fields: Any) -> tuple[NodeHealth, float]:
+    """A node that has sent the same report for so long, and the time after the last."""
+    health = NodeHealth(node_status(**fields), 0.0)
+    now = 0.0
+    while now < seconds:
+        now += REPORT_S
+        health.report(node_status(**fields), now)
+    return health, now
+
+
+@pytest.mark.parametrize(
+    ("fields", "state"),
+    [
+        ({}, State.READY),
+        ({"queued": 3}, State.BUSY),
+        ({"worker": "loading"}, State.LOADING),
+        ({"worker": "dead"}, State.DEAD),
+        ({"worker": "hung"}, State.HUNG),
+        ({"running": 2}, State.HUNG),
+        ({"running": 2, "queued": 9}, State.HUNG),
+    ],
+)
+def test_the_same_report_for_long(fields: dict[str, Any], state: State) -> None:
+    health, now = reported(2 * HUNG_AFTER_S, **fields)
+    assert health.state(now) is state
+
+
+def test_one_that_works_and_moves_is_well() -> None:
+    health = NodeHealth(node_status(), 0.0)
+    for step in range(100):
+        health.report(node_status(running=1, steps=step), step * REPORT_S)
+        assert health.state(step * REPORT_S) is State.READY
+
+
+def test_the_clock_starts_with_the_work() -> None:
+    health, now = reported(2 * HUNG_AFTER_S)
+    health.report(node_status(running=1), now + 1)
+    assert health.state(now + 1) is State.READY
+
+
+def test_one_with_slow_passes_gets_more_time() -> None:
+    slow = {"running": 1, "steps": 10, "busy_s": 10.0}
+    health, now = reported(2 * HUNG_AFTER_S, **slow)
+    assert health.state(now) is State.READY
+    health, now = reported(SLOW_PASSES + 1, **slow)
+    assert health.state(now) is State.HUNG
+
+
+def test_silence_is_a_hang_and_a_closed_link_is_death() -> None:
+    health, now = reported(1.0)
+    assert health.state(now + HUNG_AFTER_S - 0.1) is State.READY
+    assert health.state(now + HUNG_AFTER_S + 0.1) is State.HUNG
+    health.link_closed()
+    assert health.state(now + 0.1) is State.DEAD
+    health.report(node_status(), now + 1)
+    assert health.state(now + 1) is State.READY
+
+
+def test_draining_shows_only_on_one_that_is_well() -> None:
+    health, now = reported(1.0)
+    health.draining = True
+    assert health.state(now) is State.DRAINING
+    assert health.state(now).well
+    assert health.state(now + 2 * HUNG_AFTER_S) is State.HUNG
+
+
+def test_the_rate_of_tokens_follows_the_counter_and_survives_a_restart() -> None:
+    health = NodeHealth(node_status(), 0.0)
+    for report in range(1, 80):
+        status = node_status(generated_tokens=report * 25, steps=report)
+        health.report(status, report * REPORT_S)
+    assert health.tokens_per_s == pytest.approx(100, rel=0.01)
+    health.report(node_status(incarnation="2"), 80 * REPORT_S)
+    assert health.tokens_per_s == pytest.approx(100, rel=0.01)

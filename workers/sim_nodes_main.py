@@ -1,0 +1,104 @@
+"""A process of several simulated nodes, each with a scheduler and a worker of its own, on one event
+loop. They exchange the same messages as separate processes do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import resource
+
+import zmq
+
+from mlxfleet.common.config import SimNodesProcess
+from mlxfleet.common.messages import SchedulerToWorker
+from mlxfleet.common.process import Service, run_service
+from mlxfleet.workers.scheduler_main import SchedulerService
+from mlxfleet.workers.sim_main import make_engine
+from mlxfleet.workers.sim_model import sim_model
+from mlxfleet.workers.worker_loop import Worker
+
+# Sockets and files of a process; a node has about ten.
+MAX_FILES = 16_384
+
+
+class SharedWorker:
+    """Turns a worker on the running event loop, which others use too."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        worker.scheduler.attach(self._on_command)
+        self._wait()
+
+    def close(self) -> None:
+        """Stop turning, close the link."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._worker.close()
+
+    def _on_command(self, _: bytes, command: SchedulerToWorker) -> None:
+        self._worker.obey(command)
+        self._wait()
+
+    def _turn(self) -> None:
+        self._worker.turn()
+        self._wait()
+
+    def _wait(self) -> None:
+        """Turn again when there is something to do. The loop counts in whole milliseconds; rounded
+        up, because it would turn in vain until a pass is over."""
+        if self._timer is not None:
+            self._timer.cancel()
+        rest_ms = math.ceil(self._worker.rest_s() * 1000)
+        self._timer = self._loop.call_later(rest_ms / 1000, self._turn)
+
+
+class SimNodesService(Service):
+    """Runs the schedulers and workers of a group of nodes."""
+
+    def __init__(self, told: SimNodesProcess) -> None:
+        super().__init__()
+        self._told = told
+        self._schedulers: list[SchedulerService] = []
+        self._workers: list[SharedWorker] = []
+
+    async def startup(self) -> None:
+        """Read the model's configuration once, start all nodes."""
+        allow_many_files()
+        self._context = zmq.Context()
+        self._context.set(zmq.MAX_SOCKETS, MAX_FILES)
+        _, first = self._told.nodes[0]
+        model = sim_model(first.model_dir, first.options, first.max_context)
+        for scheduler_told, worker_told in self._told.nodes:
+            scheduler = SchedulerService(scheduler_told, self._context)
+            scheduler.connect()
+            self._schedulers.append(scheduler)
+            engine = make_engine(worker_told, model)
+            worker = Worker(engine, model, self._context, worker_told.scheduler_address)
+            self._workers.append(SharedWorker(worker))
+        for scheduler in self._schedulers:
+            await scheduler.joined.wait()
+
+    async def shutdown(self) -> None:
+        """Close every link."""
+        for worker in self._workers:
+            worker.close()
+        for scheduler in self._schedulers:
+            await scheduler.shutdown()
+        self._context.term()
+
+
+def allow_many_files() -> None:
+    """Raise the number of open files as far as this user may; by default macOS allows 256."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(MAX_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        run_service(SimNodesProcess, SimNodesService)
