@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from importlib.metadata import version
@@ -32,6 +33,7 @@ from mlxfleet.common.errors import ConfigError, NetworkError
 
 DEFAULT_FILE = Path("cluster.toml")
 WATCH_S = 1.0
+PIPE_WIDTH = 200
 
 ClusterOption = Annotated[Path, Parameter(help="The cluster file.")]
 MaybeCluster = Annotated[Path | None, Parameter(help="The cluster file; cluster.toml by default.")]
@@ -95,7 +97,8 @@ def status(
         Go on showing it until Ctrl-C.
     """
     loaded, client = reached(cluster, url, api_key_file)
-    console = Console()
+    # A pipe has no width; what reads it wants lines that are not broken.
+    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
     if watch:
         asyncio.run(show_for_ever(client, console))
         return

@@ -9,6 +9,7 @@ from mlxfleet.common.cluster.router_client import Fleet, FleetNode
 
 COLUMNS = ("node", "chip", "model", "state", "running", "queued", "KV", "from cache", "tokens/s")
 TEMPERATURE = "°C"
+WHOLE = ("node", "state", "running", "queued", "from cache", "tokens/s")
 STYLES = {"ready": "green", "busy": "green", "draining": "yellow", "loading": "yellow"}
 GB = 1e9
 UNKNOWN = "–"
@@ -20,7 +21,7 @@ def fleet_table(url: str, fleet: Fleet) -> Table:
     table = Table(title=url, title_justify="left")
     for column in (*COLUMNS, *([TEMPERATURE] if warm else [])):
         right = column in COLUMNS[4:] or column == TEMPERATURE
-        table.add_column(column, justify="right" if right else "left")
+        table.add_column(column, justify="right" if right else "left", no_wrap=column in WHOLE)
     for node in sorted(fleet.nodes, key=lambda node: node.name):
         cells = row(node)
         if warm:

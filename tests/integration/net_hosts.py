@@ -140,10 +140,14 @@ class NetHosts:
             f"sshd of {address}",
         )
 
+    def in_control(self, *arguments: str) -> list[str]:
+        """The command that runs `mlxfleet` in the place from which hosts are commanded."""
+        return ["ip", "netns", "exec", self.control, COMMAND, *arguments]
+
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run `mlxfleet` in the place from which hosts are commanded."""
         return subprocess.run(
-            ["ip", "netns", "exec", self.control, COMMAND, *arguments],
+            self.in_control(*arguments),
             capture_output=True,
             text=True,
             timeout=240,

@@ -146,6 +146,49 @@ def test_status_shows_every_node(cluster: Cluster) -> None:
     assert all(name in shown.stdout for name in NODES)
 
 
+def test_a_drained_node_is_shown_and_left_so(cluster: Cluster) -> None:
+    before = cluster.children()
+    assert cluster.run("drain", "node-a").returncode == 0
+    cluster.up()
+    assert "draining" in cluster.run("status").stdout
+    assert cluster.children() == before
+    assert cluster.run("undrain", "node-a").returncode == 0
+    assert "draining" not in cluster.run("status").stdout
+    assert cluster.run("drain", "node-z").returncode != 0
+
+
+def test_a_node_that_leaves_the_file_is_stopped_and_may_come_back(cluster: Cluster) -> None:
+    before = cluster.children()
+    whole = cluster.file.read_text()
+    cluster.file.write_text(whole[: whole.rindex("[[nodes]]")])
+    cluster.up()
+    assert not psutil.pid_exists(before["node-c"])
+    assert not (cluster.folder("front") / "files/keys/node-c.public").exists()
+    cluster.file.write_text(whole)
+    cluster.up()
+    after = cluster.children()
+    assert {**after, "node-c": 0} == {**before, "node-c": 0}
+
+
+def test_a_log_is_followed_until_nobody_wants_it(cluster: Cluster) -> None:
+    command = cluster.hosts.in_control("logs", "node-b", "--follow", "--cluster", str(cluster.file))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert any("ready node node-b" in line for line in process.stdout)
+        process.terminate()
+    followers = ("mlxfleet.common.cluster.agent", "follow")
+    wait_for(
+        lambda: (
+            not any(
+                all(word in command_line for word in followers)
+                for process in psutil.process_iter(["cmdline"])
+                if (command_line := process.info["cmdline"] or [])
+            )
+        ),
+        "the agent on the host to end",
+    )
+
+
 def test_a_node_that_dies_is_started_again(cluster: Cluster) -> None:
     before = cluster.keeper("node-b")
     psutil.Process(child_pid(before)).kill()
