@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import cyclopts
 from cyclopts import App, Parameter
 from rich.console import Console
+from rich.markup import escape
 
 from mlxfleet.common.config import (
     FleetOptions,
@@ -174,6 +175,10 @@ def demo_model_command(
     print(f"wrote {out}")
 
 
+for name in ("up", "status", "down", "logs", "drain", "undrain"):
+    app.command(f"mlxfleet.common.cluster.commands:{name}", name=name)
+
+
 def main() -> None:
     """Entry point of the console command."""
     # Until `launch` handles it, SIGTERM ends a download as Ctrl-C does.
@@ -181,7 +186,8 @@ def main() -> None:
     try:
         app()
     except MlxfleetError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, markup=True)
+        text = f"[bold red]error:[/] {escape(str(error))}"
+        Console(stderr=True).print(text, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(ExitCode.FORCED)

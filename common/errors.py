@@ -16,6 +16,7 @@ class ExitCode(enum.IntEnum):
     MODEL = 65
     PORT_IN_USE = 66
     NETWORK = 67
+    HOST = 68
     CRASH_LOOP = 70
     PARENT_GONE = 71
     FORCED = 72
