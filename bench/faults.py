@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import aiohttp
 import cyclopts
@@ -72,6 +72,26 @@ class Fault(Struct, frozen=True, kw_only=True):
     kind: str
     node: str
     noticed_s: float
+
+
+class Seen(Struct, frozen=True):
+    """A node in /fleet."""
+
+    name: str
+    state: str
+    restarts: int
+    worker_restarts: int
+
+    def lost(self, before: Seen) -> bool:
+        """Whether it is known to be lost, or to have been and to be back already."""
+        restarted = self.restarts + self.worker_restarts > before.restarts + before.worker_restarts
+        return self.state not in TAKING or restarted
+
+
+class Fleet(Struct, frozen=True):
+    """What is read of /fleet."""
+
+    nodes: list[Seen]
 
 
 class Streams:
@@ -147,6 +167,7 @@ class Chaos:
     async def fault(self, kind: str, node: FarNode) -> Fault:
         """One fault from its start until the node is ready again."""
         action, _, what = kind.partition(" ")
+        before = await self._look(node.name)
         process = node.process(what) if action in ("kill", "stop") else None
         began = time.perf_counter()
         match action:
@@ -159,7 +180,7 @@ class Chaos:
             case _:
                 await self._admin("drain", node.name)
         try:
-            await self._until(lambda state: state not in TAKING, node.name, f"{kind} {node.name}")
+            await self._until(lambda seen: seen.lost(before), node.name, f"{kind} {node.name}")
             noticed_s = time.perf_counter() - began
             if action != "kill":
                 await asyncio.sleep(self._rng.random() * LASTING_S)
@@ -171,7 +192,7 @@ class Chaos:
                     node.link.mend()
                 case "drain":
                     await self._admin("undrain", node.name)
-        await self._until(lambda state: state in TAKING, node.name, f"{node.name} to be back")
+        await self._until(lambda seen: seen.state in TAKING, node.name, f"{node.name} to be back")
         return Fault(kind=kind, node=node.name, noticed_s=noticed_s)
 
     async def _admin(self, action: str, node: str) -> None:
@@ -179,18 +200,18 @@ class Chaos:
         async with self._session.post(url) as response:
             response.raise_for_status()
 
-    async def _until(self, condition: Callable[[str], bool], node: str, what: str) -> None:
+    async def _until(self, condition: Callable[[Seen], bool], node: str, what: str) -> None:
         end = time.perf_counter() + READY_TIMEOUT_S
         while time.perf_counter() < end:
-            if condition(await self._state(node)):
+            if condition(await self._look(node)):
                 return
             await asyncio.sleep(POLL_S)
         raise ServerError(f"still waiting for {what} after {READY_TIMEOUT_S:.0f} s")
 
-    async def _state(self, node: str) -> str:
+    async def _look(self, node: str) -> Seen:
         async with self._session.get(f"{self._url}/fleet") as response:
-            fleet: dict[str, Any] = msgspec.json.decode(await response.read())
-        return next(str(n["state"]) for n in fleet["nodes"] if n["name"] == node)
+            fleet = msgspec.json.decode(await response.read(), type=Fleet)
+        return next(seen for seen in fleet.nodes if seen.name == node)
 
 
 async def run(options: Options, flags: tuple[str, ...], console: Console) -> int:

@@ -70,6 +70,7 @@ class Admin:
             "prefilled_tokens": status.prefilled_tokens,
             "cached_tokens": status.cached_tokens,
             "preemptions": status.preemptions,
+            "restarts": nodes.pool.peers[name].restarts,
             "worker_restarts": status.worker_restarts,
             "worker_memory_bytes": status.worker_memory_bytes,
         }
