@@ -19,6 +19,7 @@ from mlxfleet.common.messages import (
     Sampling,
     Step,
     Text,
+    Tokenized,
     TokenLogprobs,
     Tokens,
     TokenTextLogprobs,
@@ -43,6 +44,7 @@ LINKS = [
     for name, union in UNIONS.items()
     for kind in get_args(union) or (union,)
 ]
+COLUMNS = "rids", "starts", "ids", "offsets", "texts", "tokens", "token_ids", "block_hashes"
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 
 
@@ -82,7 +84,7 @@ def structs(kind: type[Struct]) -> st.SearchStrategy[Any]:
         for name, hint in get_type_hints(kind, include_extras=True).items()
         if not name.startswith("__")
     }
-    if kind in (Prefill, Step, Tokens, Text):
+    if kind in (Prefill, Step, Tokenized, Tokens, Text):
         return columns(kind, fields)
     return st.builds(kind, **fields)
 
@@ -95,7 +97,7 @@ def columns(
     length = draw(st.integers(0, 3))
     made = {name: draw(field) for name, field in fields.items()}
     for name, value in made.items():
-        if name in ("rids", "starts", "ids", "offsets", "texts", "tokens"):
+        if name in COLUMNS:
             item = fields[name].filter(bool).map(lambda items: items[0])
             made[name] = draw(st.lists(item, min_size=length, max_size=length))
         elif isinstance(value, dict):
