@@ -222,6 +222,11 @@ NODE_GAUGES: list[NodeFigure] = [
         lambda s: s.prefill_tokens_per_s,
     ),
     (
+        "mlxfleet_decode_step_seconds",
+        "A decode step with one row more than now, by the measured cost of passes.",
+        lambda s: s.decode_step_s,
+    ),
+    (
         "mlxfleet_prefix_cache_age_seconds",
         "For how long the block has not been used that makes room next.",
         lambda s: s.cold_age_s,

@@ -70,7 +70,9 @@ class Routing:
             )
             for status in nodes
         ]
-        return self._policy.pick(Prompt(tokens, sequence.session), with_room(candidates))
+        left = sequence.sampling.max_tokens - len(sequence.output_ids)
+        prompt = Prompt(tokens, left, sequence.session)
+        return self._policy.pick(prompt, with_room(candidates))
 
     def sent(self, sequence: Sequence) -> None:
         """A sequence was sent to its node."""

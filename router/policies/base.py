@@ -10,9 +10,11 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A request to be placed: its prompt's length, and the session it belongs to, if it says so."""
+    """A request to be placed: its prompt's length, how many tokens its answer may have, and the
+    session it belongs to, if it says so."""
 
     tokens: int
+    max_tokens: int = 64
     session: str | None = None
 
 

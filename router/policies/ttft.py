@@ -17,7 +17,7 @@ from mlxfleet.router.policies.base import Candidate, Prompt
 
 # As long as no node has measured its speed.
 UNKNOWN_TOKENS_PER_S = 1000.0
-# Decode steps that a request is taken to need.
+# Decode steps that a request is taken to need, if it may have so many.
 DECODE_STEPS = 64
 # Of the time that it takes to compute again what another node has.
 STICKINESS = 1.0
@@ -40,6 +40,7 @@ class Ttft:
         most_cached = max(node.cached_tokens for node in nodes)
         evicted = [node for node in nodes if evicts(node, prompt)]
         youngest_s = min((node.cache_age_s for node in evicted), default=0.0)
+        steps = min(prompt.max_tokens, DECODE_STEPS)
         costs = []
         for node in nodes:
             needed = prompt.tokens - node.cached_tokens
@@ -48,7 +49,7 @@ class Ttft:
                 again += EVICTION * needed * urgency(node, youngest_s)
             rate = node.prefill_tokens_per_s or usual
             prefill_s = (node.waiting_tokens + needed + again) / rate
-            seconds = slot_wait_s(node) + prefill_s + DECODE_STEPS * node.decode_step_s
+            seconds = slot_wait_s(node) + prefill_s + steps * node.decode_step_s
             costs.append(seconds * node.weight)
         limit = min(costs) * (1 + TIE_SHARE) + TIE_S
         tied = [node for node, cost in zip(nodes, costs, strict=True) if cost <= limit]

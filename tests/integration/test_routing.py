@@ -84,9 +84,8 @@ def test_what_a_restarted_node_had_is_forgotten(two_nodes: Fleet, victim: str) -
     wait_until_both_are_ready(two_nodes)
     for conversation in conversations:
         conversation.turn(two_nodes)
-    assert all(
-        cached(conversation.turn(two_nodes)) > BLOCK_TOKENS for conversation in conversations
-    )
+    found = [cached(conversation.turn(two_nodes)) for conversation in conversations]
+    assert min(found) > BLOCK_TOKENS, (found, two_nodes.get("/metrics")[1])
 
 
 @pytest.mark.parametrize("routing", ["round_robin", "session"])

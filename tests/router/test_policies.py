@@ -53,6 +53,12 @@ def test_the_node_that_answers_sooner_is_chosen(better: dict[str, object]) -> No
     assert pick(node("a", **worse), node("b", **better)) == "b"
 
 
+def test_a_short_answer_cares_less_for_slow_steps() -> None:
+    nodes = node("a", decode_step_s=0.02), node("b", waiting_tokens=200)
+    assert pick(*nodes, prompt=Prompt(1000, max_tokens=100)) == "b"
+    assert pick(*nodes, prompt=Prompt(1000, max_tokens=5)) == "a"
+
+
 def test_a_conversation_stays_until_its_node_is_saturated() -> None:
     other = node("b")
     assert pick(node("a", cached_tokens=900, waiting_tokens=1000), other) == "a"
@@ -113,7 +119,7 @@ def test_the_worst_of_many_is_not_among_the_better_of_two() -> None:
 def test_a_session_stays_and_moves_only_if_its_node_is_gone() -> None:
     policy: Policy = Session(RoundRobin())
     nodes = [node(name) for name in "abcd"]
-    prompts = [Prompt(10, str(session)) for session in range(200)]
+    prompts = [Prompt(10, session=str(session)) for session in range(200)]
     before = [policy.pick(prompt, nodes) for prompt in prompts]
     assert before == [policy.pick(prompt, nodes[::-1]) for prompt in prompts]
     assert min(Counter(before).values()) > 25
