@@ -16,21 +16,20 @@ import mlx.core as mx
 import mlx_lm.models.activations
 
 LOG2_E = 1.44269504088896341
-# ln 2 in two parts, so that multiples of the first are exact.
-LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4
-# exp(r) = 1 + r + r^2 p(r) for |r| <= ln(2) / 2; Cephes library, expf (Moshier, public domain).
-EXP_POLYNOMIAL = (
-    1.9875691500e-4,
-    1.3981999507e-3,
-    8.3334519073e-3,
-    4.1665795894e-2,
-    1.6666665459e-1,
-    5.0000001201e-1,
+# 2^f = 1 + c[0] f + c[1] f^2 + ... for 0 <= f <= 1, within 3e-9.
+POWER_OF_2 = (
+    6.931470423e-1,
+    2.402293251e-1,
+    5.548522016e-2,
+    9.675532627e-3,
+    1.246737638e-3,
+    2.161380825e-4,
 )
-LEAST_EXPONENT, GREATEST_EXPONENT = -87.0, 88.0
 # Adding and subtracting it rounds to a whole number.
 ROUNDER = 12582912.0
 EXPONENT_BIAS, MANTISSA_BITS = 127, 23
+# Arrays, because the compiler does not vectorize a loop that compares with what it knows.
+LEAST_EXPONENT, GREATEST_EXPONENT = mx.array(-87.0), mx.array(88.0)
 # With fewer numbers a compiled graph costs more than it saves.
 LEAST_SWIGLU_SIZE = 2_048
 LEAST_SOFTMAX_SIZE = 6_144
@@ -41,14 +40,14 @@ SCORES_AT_ONCE = 1 << 18
 
 
 def exp(x: mx.array) -> mx.array:
-    """e to the power of float32 `x`, within 1e-7 of its value; clamped to what float32 holds, so
-    that no result is 0 or infinite.
+    """e to the power of float32 `x`, within 2e-7 of its value and what changing `x` by its last
+    bit would change; clamped to what float32 holds, so that no result is 0 or infinite.
 
     Compiled for a few sizes, to which others are padded: a graph is kept for each.
     """
     size = compiled_size(x.size)
     padded = mx.pad(x.reshape(-1), (0, size - x.size)) if size > x.size else x.reshape(-1)
-    return compiled_exp(padded)[: x.size].reshape(x.shape)
+    return compiled_exp(padded, LEAST_EXPONENT, GREATEST_EXPONENT)[: x.size].reshape(x.shape)
 
 
 def compiled_size(size: int) -> int:
@@ -57,18 +56,18 @@ def compiled_size(size: int) -> int:
     return -(-size // step) * step
 
 
-def exp_of(x: mx.array) -> mx.array:
-    """`exp` as MLX's operations."""
-    x = mx.clip(x, LEAST_EXPONENT, GREATEST_EXPONENT)
-    shifted = x * LOG2_E + ROUNDER
-    whole = shifted - ROUNDER
-    rest = x - whole * LN2_HIGH - whole * LN2_LOW
-    value = rest * EXP_POLYNOMIAL[0]
-    for coefficient in EXP_POLYNOMIAL[1:-1]:
-        value = (value + coefficient) * rest
-    value = (value + EXP_POLYNOMIAL[-1]) * (rest * rest) + rest + 1.0
-    bits = (mx.view(shifted, mx.int32) + EXPONENT_BIAS) << MANTISSA_BITS
-    return value * mx.view(bits, mx.float32)
+def exp_of(x: mx.array, least: mx.array, greatest: mx.array) -> mx.array:
+    """`exp` as MLX's operations: one loop, which makes the bits of the result as an integer."""
+    power = mx.minimum(greatest, mx.maximum(least, x)) * LOG2_E
+    whole = (power - 0.5 + ROUNDER) - ROUNDER
+    f = power - whole
+    c = [coefficient * (1 << MANTISSA_BITS) for coefficient in POWER_OF_2]
+    square = f * f
+    # Not by Horner's rule: MLX cuts a chain of so many operations into two loops. 0.5 rounds.
+    low = (f * c[0] + 0.5) + square * (f * c[2] + c[1])
+    mantissa = low + square * square * ((f * c[4] + c[3]) + square * c[5])
+    exponent = whole.astype(mx.int32) + EXPONENT_BIAS
+    return mx.view(mantissa.astype(mx.int32) + (exponent << MANTISSA_BITS), mx.float32)
 
 
 def swiglu(gate: mx.array, x: mx.array) -> mx.array:
@@ -78,12 +77,12 @@ def swiglu(gate: mx.array, x: mx.array) -> mx.array:
     if gate.size < LEAST_SWIGLU_SIZE or gate.dtype != mx.float32 or not few_shapes:
         product: mx.array = swiglu_of_mlx_lm(gate, x)
         return product
-    return compiled_swiglu(gate, x)
+    return compiled_swiglu(gate, x, LEAST_EXPONENT, GREATEST_EXPONENT)
 
 
-def swiglu_of(gate: mx.array, x: mx.array) -> mx.array:
+def swiglu_of(gate: mx.array, x: mx.array, least: mx.array, greatest: mx.array) -> mx.array:
     """`swiglu` as MLX's operations."""
-    silu: mx.array = gate / (exp_of(-gate) + 1.0)
+    silu: mx.array = gate / (exp_of(-gate, least, greatest) + 1.0)
     return silu * x
 
 
