@@ -38,7 +38,9 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def front(tiny_model: Path, keys: Path) -> Iterator[Front]:
-    with Front("--model", str(tiny_model), "--keys", str(keys)) as front:
+    # By default two streams of one prompt would share a node.
+    spread = ["--routing", "least_loaded"]
+    with Front("--model", str(tiny_model), "--keys", str(keys), *spread) as front:
         yield front
 
 
