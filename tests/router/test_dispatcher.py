@@ -59,7 +59,7 @@ from mlxfleet.router.health import State
 from mlxfleet.router.metrics import Metrics
 from mlxfleet.router.routing import Routing
 from mlxfleet.router.sequences import MAX_FRUITLESS_MOVES, Delta, Sequence
-from tests.router.statuses import node_status
+from tests.router.reports import node_status
 
 DEADLINE_S = 5.0
 MODEL = ModelInfo(

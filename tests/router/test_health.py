@@ -8,7 +8,7 @@ import pytest
 
 from mlxfleet.common.liveness import HUNG_AFTER_S
 from mlxfleet.router.health import SLOW_PASSES, NodeHealth, State
-from tests.router.statuses import node_status
+from tests.router.reports import node_status
 
 REPORT_S = 0.25
 
