@@ -99,26 +99,6 @@ def test_slot_is_usable_at_once(
     assert sorted(durations)[1] < FREED_WITHIN_S
 
 
-def test_full_queue_is_answered_429(narrow_fleet: Fleet) -> None:
-    held = [send(narrow_fleet, LONG) for _ in range(3)]
-    wait_for(lambda: busy(narrow_fleet)[:2] == (1, 2), "a full queue")
-    status, body, headers = narrow_fleet.post("/v1/completions", {"prompt": "Hi"})
-    assert status == 429
-    assert body["error"]["type"] == "rate_limit_error"
-    assert int(headers["Retry-After"]) >= 1
-    status, _, _ = narrow_fleet.post("/v1/completions", {"prompt": "Hi", "stream": True})
-    assert status == 429
-    for connection in held:
-        connection.close()
-    assert_freed(narrow_fleet)
-    assert (
-        narrow_fleet.metric(
-            "mlxfleet_requests_total", endpoint="completions", outcome="backpressure"
-        )
-        == 2
-    )
-
-
 def test_router_limit_is_answered_429(tiny_model: Path) -> None:
     with Fleet("--model", str(tiny_model), "--max-requests", "2") as fleet:
         held = [send(fleet, LONG) for _ in range(2)]

@@ -16,7 +16,9 @@ NODES = ["node-0", "node-1"]
 
 @pytest.fixture(scope="module")
 def two_nodes(tiny_model: Path) -> Iterator[Fleet]:
-    with Fleet("--model", str(tiny_model), "--memory-gb", "1", "--nodes", "2") as fleet:
+    # By default prompts that begin alike would share a node.
+    spread = ["--nodes", "2", "--routing", "least_loaded"]
+    with Fleet("--model", str(tiny_model), "--memory-gb", "1", *spread) as fleet:
         wait_for(
             lambda: all(fleet.metric("mlxfleet_node_ready", node=node) for node in NODES),
             "both nodes",
