@@ -17,13 +17,13 @@ from pathlib import Path
 import aiohttp
 import cyclopts
 import uvloop
-from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.table import Table
 
 from mlxfleet.bench.client import Load, run_load
 from mlxfleet.bench.prompts import random_prompts
 from mlxfleet.bench.result import LoadResult
+from mlxfleet.bench.scrape import Scrape
 from mlxfleet.bench.servers import ServerError, mlxfleet_spec, serving
 
 ROUTER_MB = 500
@@ -49,7 +49,7 @@ class Options:
     streams: int = 2000
     """Streams at once."""
 
-    rounds: int = 4
+    rounds: int = 6
     """How often all of them run."""
 
     max_tokens: int = 32
@@ -73,35 +73,6 @@ class Round:
     router_mb: float
     route_p99_s: float
     index_blocks: float
-
-
-class Metrics:
-    """The router's metrics at one time."""
-
-    def __init__(self, text: str) -> None:
-        families = text_string_to_metric_families(text)
-        self._samples = [sample for family in families for sample in family.samples]
-
-    def value(self, name: str, **labels: str) -> float:
-        """One sample; ServerError if it is not there."""
-        for sample in self._samples:
-            if sample.name == name and labels.items() <= sample.labels.items():
-                return float(sample.value)
-        raise ServerError(f"the router shows no {name} {labels}")
-
-    def total(self, name: str) -> float:
-        """The sum of a metric's samples."""
-        return sum(float(sample.value) for sample in self._samples if sample.name == name)
-
-    def quantile_s(self, name: str, share: float, **labels: str) -> float:
-        """Upper border of the histogram's bucket in which a share of the observations ends."""
-        wanted = share * self.value(f"{name}_count", **labels)
-        buckets = [
-            (float(sample.labels["le"]), sample.value)
-            for sample in self._samples
-            if sample.name == f"{name}_bucket" and labels.items() <= sample.labels.items()
-        ]
-        return min(border for border, count in buckets if count >= wanted)
 
 
 async def run(options: Options, console: Console) -> list[Round]:
@@ -133,7 +104,7 @@ async def run(options: Options, console: Console) -> list[Round]:
                 )
                 result = await run_load(load)
                 async with session.get(f"{spec.url}/metrics") as response:
-                    metrics = Metrics(await response.text())
+                    metrics = Scrape(await response.text())
                 rounds.append(
                     Round(
                         result,

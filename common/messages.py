@@ -18,7 +18,7 @@ from msgspec import Meta, Struct
 
 from mlxfleet.common.kv_sizes import capacity_for
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 FinishReason = Literal["stop", "length"]
 WorkerState = Literal["loading", "ready", "hung", "dead"]
