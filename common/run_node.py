@@ -67,7 +67,7 @@ def run_node(command: NodeCommand) -> None:
                 info=info,
                 security=security,
             )
-            return [process_spec(runtime, module, told) for module, told in orders]
+            return [process_spec(runtime, module, told, vital=False) for module, told in orders]
         warn_without_openblas()
         node = Node(
             name=name,
@@ -76,6 +76,7 @@ def run_node(command: NodeCommand) -> None:
             scheduler=command.scheduler,
             worker=command.worker,
             info=info,
+            vital=False,
             security=security,
         )
         return node_specs(node, runtime)
