@@ -35,6 +35,9 @@ from mlxfleet.workers.sequence import Sequence, State
 # to its report on the first.
 PASSES_AHEAD = 3
 MAX_FINISHED_KEPT = 4096
+# How often the passes that were timed at load are learned, so that little is left of the first
+# guess: a node that looks slow gets no requests, and without any it would never look faster.
+TIMES_LEARNED = 5
 # A running sequence has memory for this many tokens more than it has; it asks for more when half
 # of that is used up, while the worker is a few tokens ahead of what the scheduler knows.
 TOKENS_AHEAD = 64
@@ -205,7 +208,7 @@ class Scheduler:
         """
         self._model = model
         self._tree = PrefixTree(model.cold_blocks, self.journal)
-        for measured in model.passes:
+        for measured in model.passes * TIMES_LEARNED:
             self._sizer.observe(
                 rows=measured.rows,
                 tokens=measured.tokens,

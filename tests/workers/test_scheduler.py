@@ -33,6 +33,7 @@ from mlxfleet.common.messages import (
     ModelInfo,
     NodeStatus,
     NodeToRouter,
+    PassTime,
     Prefill,
     Rejected,
     Resend,
@@ -86,6 +87,17 @@ def make_scheduler(*, model: ModelInfo | None = MODEL, **options: Any) -> Schedu
     if model is not None:
         assert scheduler.worker_ready(model) == []
     return scheduler
+
+
+def test_the_speed_is_known_from_the_passes_that_were_timed_at_load() -> None:
+    """Otherwise a node that has run nothing looks slow, and gets nothing to run."""
+    fixed_s, row_s, token_s = 0.015, 0.0005, 0.0005
+    sizes = ((1, 0), (8, 0), (0, 16), (0, 64), (0, 128))
+    passes = [PassTime(r, t, fixed_s + r * row_s + t * token_s) for r, t in sizes]
+    model = msgspec.structs.replace(MODEL, passes=passes)
+    scheduler = make_scheduler(model=model, max_chunk_tokens=512)
+    assert 1 / (2 * token_s) < scheduler.prefill_tokens_per_s < 1 / token_s
+    assert scheduler.decode_step_s == pytest.approx(fixed_s + row_s, rel=0.05)
 
 
 def submit(scheduler: Scheduler, *rids: str, **request: Any) -> None:
