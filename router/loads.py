@@ -35,6 +35,7 @@ class Load:
     sent: int
     lost: int = 0
     pending: dict[str, Sent] = field(default_factory=dict)
+    pending_tokens: int = 0
 
 
 class Loads:
@@ -78,19 +79,23 @@ class Loads:
         if load is not None:
             load.sent += 1
             load.pending[rid] = Sent(load.sent, tokens, now)
+            load.pending_tokens += tokens
             self._nodes[rid] = node
 
     def answered(self, rid: str) -> None:
         """A request's first token is here: its prompt is computed."""
         node = self._nodes.get(rid)
         if node is not None:
-            self._loads[node].pending[rid].tokens = 0
+            load = self._loads[node]
+            load.pending_tokens -= load.pending[rid].tokens
+            load.pending[rid].tokens = 0
 
     def over(self, rid: str) -> None:
         """A request is covered by a report, refused, or at its end."""
         node = self._nodes.pop(rid, None)
         if node is not None:
-            del self._loads[node].pending[rid]
+            load = self._loads[node]
+            load.pending_tokens -= load.pending.pop(rid).tokens
 
     def pending(self, node: str) -> int:
         """How many requests a node was sent that no report covers."""
@@ -102,8 +107,8 @@ class Loads:
     ) -> Candidate:
         """A node as a policy sees it, for a prompt of which so many tokens are cached there."""
         load = self._loads.get(status.name)
-        pending = load.pending.values() if load is not None else ()
-        sent_tokens = sum(sent.tokens for sent in pending)
+        pending = len(load.pending) if load is not None else 0
+        sent_tokens = load.pending_tokens if load is not None else 0
         since_s = now - load.at_s if load is not None else 0.0
         reported = status.queued_prefill_tokens + status.running_prefill_tokens
         done = int(since_s * status.prefill_tokens_per_s)
@@ -115,13 +120,13 @@ class Loads:
         return Candidate(
             name=status.name,
             cached_tokens=cached_tokens,
-            sequences=status.running + status.queued + len(pending),
+            sequences=status.running + status.queued + pending,
             queued=status.queued,
             slots=status.max_running,
             room=status.max_running + status.max_queue,
             waiting_tokens=max(reported - done, 0) + sent_tokens,
             prefill_tokens_per_s=status.prefill_tokens_per_s,
-            decode_step_s=status.decode_step_s + len(pending) * status.decode_row_s,
+            decode_step_s=status.decode_step_s + pending * status.decode_row_s,
             sequence_s=status.sequence_s,
             kv_full=kv_full,
             cache_blocks=model.cold_blocks if model is not None else 0,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
+from msgspec import Struct
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
+
+class Prompt(Struct, frozen=True):
     """A request to be placed: its prompt's length, how many tokens its answer may have, and the
     session it belongs to, if it says so."""
 
@@ -18,8 +18,7 @@ class Prompt:
     session: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
+class Candidate(Struct, frozen=True, kw_only=True):
     """A node that could take a request.
 
     `cached_tokens` of the prompt are there already. `sequences` run or wait there, `queued` of them
