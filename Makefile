@@ -37,7 +37,7 @@ lock:
 	uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header \
 	  --python-version 3.11 --extra build pyproject.toml -o requirements.lock
 	uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header \
-	  --python-version 3.11 --extra build --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+	  --python-version 3.11 --extra build --extra dev --extra tracing -c requirements.lock pyproject.toml -o requirements-dev.lock
 
 $(VENV)/.ready-serve: requirements.lock pyproject.toml | $(VENV)/.made openblas
 	@echo "installing (once) ..."

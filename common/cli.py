@@ -17,6 +17,8 @@ from mlxfleet.common.config import (
     FleetOptions,
     FrontOptions,
     LinkOptions,
+    MachineOptions,
+    ObserveOptions,
     RouterOptions,
     SchedulerOptions,
     SecurityOptions,
@@ -48,6 +50,8 @@ def launch_command(
     scheduler: SchedulerOptions = SchedulerOptions(),  # noqa: B008
     worker: WorkerOptions = WorkerOptions(),  # noqa: B008
     sim: SimOptions = SimOptions(),  # noqa: B008
+    observe: ObserveOptions = ObserveOptions(),  # noqa: B008
+    machine: MachineOptions = MachineOptions(),  # noqa: B008
 ) -> None:
     """Start everything on this machine and serve until stopped.
 
@@ -65,6 +69,8 @@ def launch_command(
             scheduler=scheduler,
             worker=worker,
             sim=sim,
+            observe=observe,
+            machine=machine,
         )
     )
 
@@ -77,6 +83,7 @@ def router_command(
     front: FrontOptions = FrontOptions(),  # noqa: B008
     link: LinkOptions = LinkOptions(),  # noqa: B008
     security: SecurityOptions = SecurityOptions(),  # noqa: B008
+    observe: ObserveOptions = ObserveOptions(),  # noqa: B008
     trust_remote_code: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
     """Start a front end, which nodes on this and other machines join.
@@ -97,6 +104,7 @@ def router_command(
             link=link,
             security=security,
             trust_remote_code=trust_remote_code,
+            observe=observe,
         )
     )
 
@@ -111,6 +119,8 @@ def node_command(
     scheduler: SchedulerOptions = SchedulerOptions(),  # noqa: B008
     worker: WorkerOptions = WorkerOptions(),  # noqa: B008
     sim: SimOptions = SimOptions(),  # noqa: B008
+    observe: ObserveOptions = ObserveOptions(),  # noqa: B008
+    machine: MachineOptions = MachineOptions(),  # noqa: B008
 ) -> None:
     """Start a compute node on this machine, which joins a router and comes back to it for ever.
 
@@ -132,6 +142,8 @@ def node_command(
             scheduler=scheduler,
             worker=worker,
             sim=sim,
+            observe=observe,
+            machine=machine,
         )
     )
 

@@ -174,6 +174,36 @@ class SimOptions:
 
 @Flat
 @dataclass(frozen=True, kw_only=True)
+class ObserveOptions:
+    """What every process tells of what it does."""
+
+    otlp_endpoint: str | None = None
+    """Where to send traces, as OTLP over HTTP: http://HOST:4318. Needs the extra `tracing`."""
+
+    recorder_mb: Annotated[int, Meta(ge=0, le=4096)] = 4
+    """Messages that each process keeps of its last ones, in MB, for mlxfleet tap and for when it
+    crashes; 0 for none."""
+
+
+@Flat
+@dataclass(frozen=True, kw_only=True)
+class MachineOptions:
+    """What a node tells of itself and its machine."""
+
+    telemetry: str = "auto"
+    """Where heat, power and memory pressure are read: auto (the machine's sensors), off, or a file
+    with a script, for tests."""
+
+    metrics_host: str | None = None
+    """Address on which each node shows its metrics, which the router tells Prometheus; by default
+    loopback, or for a router on another machine the address under which it sees this one."""
+
+    metrics_port: Port = 0
+    """Port for a node's metrics, one more for each further node; 0 takes a free one."""
+
+
+@Flat
+@dataclass(frozen=True, kw_only=True)
 class FrontOptions:
     """How many processes stand around the router, for each model."""
 
@@ -251,6 +281,7 @@ class RouterProcess:
     detokenizer_address: str
     node_address: str
     options: RouterOptions
+    observe: ObserveOptions = ObserveOptions()
     security: CurveServer | None = None
 
 
@@ -263,6 +294,7 @@ class TokenizerProcess:
     router_address: str
     trust_remote_code: bool
     model: str = ""
+    observe: ObserveOptions = ObserveOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,6 +309,7 @@ class DetokenizerProcess:
     trust_remote_code: bool
     model: str = ""
     advertised_address: str = ""
+    observe: ObserveOptions = ObserveOptions()
     security: CurveServer | None = None
 
 
@@ -290,6 +323,12 @@ class SchedulerProcess:
     worker_address: str
     options: SchedulerOptions
     info: NodeInfo = field(default_factory=NodeInfo)
+    observe: ObserveOptions = ObserveOptions()
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = 0
+    telemetry_address: str = ""
+    """Where the machine's telemetry process publishes; "" if there is none."""
+
     security: CurveClient | None = None
 
 
@@ -303,6 +342,7 @@ class WorkerProcess:
     max_running: int
     max_chunk_tokens: int
     options: WorkerOptions
+    observe: ObserveOptions = ObserveOptions()
     machine_share: float = 1.0
     """Of the machine's memory and cores, where `options` does not say how much to take."""
 
@@ -317,6 +357,7 @@ class SimWorkerProcess:
     scheduler_address: str
     max_context: int | None
     options: SimOptions
+    observe: ObserveOptions = ObserveOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,6 +366,7 @@ class SimNodesProcess:
 
     name: str
     nodes: tuple[tuple[SchedulerProcess, SimWorkerProcess], ...]
+    observe: ObserveOptions = ObserveOptions()
 
 
 T = TypeVar("T")

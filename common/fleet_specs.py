@@ -16,6 +16,8 @@ from mlxfleet.common.config import (
     FleetOptions,
     FrontOptions,
     Keys,
+    MachineOptions,
+    ObserveOptions,
     RouterOptions,
     RouterProcess,
     SchedulerOptions,
@@ -31,6 +33,7 @@ from mlxfleet.common.config import (
 from mlxfleet.common.curve import CurveClient, CurveServer
 from mlxfleet.common.errors import ConfigError
 from mlxfleet.common.messages import NodeInfo
+from mlxfleet.common.metrics_address import metrics_host, metrics_port
 from mlxfleet.common.preflight import SECRETS_ENV
 from mlxfleet.common.sim_specs import check_sim, sim_orders
 from mlxfleet.common.supervisor import ProcessSpec
@@ -57,6 +60,8 @@ class Launch:
     scheduler: SchedulerOptions
     worker: WorkerOptions
     sim: SimOptions = field(default_factory=SimOptions)
+    observe: ObserveOptions = field(default_factory=ObserveOptions)
+    machine: MachineOptions = field(default_factory=MachineOptions)
 
     def validated(self) -> Launch:
         """Check every option; ConfigError names the wrong one."""
@@ -67,6 +72,8 @@ class Launch:
             self.scheduler,
             self.worker,
             self.sim,
+            self.observe,
+            self.machine,
         ):
             config.validated(part)
         check_sim(self.sim, self.worker)
@@ -96,6 +103,7 @@ class FrontEnd:
     links: FrontLinks
     keys: Keys = field(default=Keys(), repr=False)
     trust_remote_code: bool = False
+    observe: ObserveOptions = ObserveOptions()  # noqa: RUF009 - frozen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +119,8 @@ class Node:
     info: NodeInfo
     share: float = 1.0
     vital: bool = True
+    observe: ObserveOptions = ObserveOptions()  # noqa: RUF009 - frozen
+    machine: MachineOptions = MachineOptions()  # noqa: RUF009
     security: CurveClient | None = None
 
 
@@ -153,6 +163,7 @@ def make_specs(
         links=local_links(runtime, options.front.detokenizers),
         keys=keys,
         trust_remote_code=options.worker.trust_remote_code,
+        observe=options.observe,
     )
     specs = front_specs(front, runtime)
     several = options.fleet.nodes > 1
@@ -166,6 +177,8 @@ def make_specs(
             scheduler=options.scheduler,
             max_context=options.worker.max_context,
             info=info,
+            observe=options.observe,
+            machine=options.machine,
         )
         vital = not several
         return specs + [process_spec(runtime, module, t, vital=vital) for module, t in orders]
@@ -179,6 +192,8 @@ def make_specs(
             info=info,
             share=1 / options.fleet.nodes,
             vital=not several,
+            observe=options.observe,
+            machine=options.machine,
         )
         specs += node_specs(node, runtime, i)
     return specs
@@ -194,6 +209,7 @@ def front_specs(front: FrontEnd, runtime: Path) -> list[ProcessSpec]:
         detokenizer_address=f"ipc://{runtime}/detokenizers.sock",
         node_address=front.links.router,
         options=front.router,
+        observe=front.observe,
         security=front.links.security,
     )
     specs = [process_spec(runtime, "mlxfleet.router", router, stop_order=0, stop_grace_s=None)]
@@ -205,6 +221,7 @@ def front_specs(front: FrontEnd, runtime: Path) -> list[ProcessSpec]:
                 router_address=router.tokenizer_address,
                 trust_remote_code=front.trust_remote_code,
                 model=served.name,
+                observe=front.observe,
             )
             specs.append(process_spec(runtime, "mlxfleet.tokenizer_proc", tokenizer))
         for i in range(front.options.detokenizers):
@@ -217,6 +234,7 @@ def front_specs(front: FrontEnd, runtime: Path) -> list[ProcessSpec]:
                 advertised_address=front.links.advertised[index],
                 trust_remote_code=front.trust_remote_code,
                 model=served.name,
+                observe=front.observe,
                 security=front.links.security,
             )
             specs.append(process_spec(runtime, "mlxfleet.detokenizer_proc", detokenizer))
@@ -232,6 +250,9 @@ def node_specs(node: Node, runtime: Path, index: int = 0) -> list[ProcessSpec]:
         worker_address=f"ipc://{runtime}/worker-{index}.sock",
         options=node.scheduler,
         info=node.info,
+        observe=node.observe,
+        metrics_host=metrics_host(node.machine, node.router_address),
+        metrics_port=metrics_port(node.machine, index),
         security=node.security,
     )
     worker = WorkerProcess(
@@ -241,6 +262,7 @@ def node_specs(node: Node, runtime: Path, index: int = 0) -> list[ProcessSpec]:
         max_running=node.scheduler.max_running,
         max_chunk_tokens=node.scheduler.max_chunk_tokens,
         options=node.worker,
+        observe=node.observe,
         machine_share=node.share,
     )
     threads = node.worker.blas_threads or max(1, int((os.cpu_count() or 1) * node.share))

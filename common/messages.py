@@ -6,6 +6,7 @@ sparse columns as dicts from an entry's position in those lists.
 
 `rid` names one sequence (one choice of one HTTP request) on every link; between scheduler and
 worker it has a suffix after the sequence was preempted, so that nothing of before counts.
+`traceparent` is the W3C context of the span that a receiver's spans belong to, "" without tracing.
 `Hello`-like messages are repeated as heartbeats; `incarnation` changes when a process restarts.
 """
 
@@ -18,7 +19,7 @@ from msgspec import Meta, Struct
 
 from mlxfleet.common.kv_sizes import capacity_for
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 FinishReason = Literal["stop", "length"]
 WorkerState = Literal["loading", "ready", "hung", "dead"]
@@ -144,6 +145,7 @@ class TokenizeText(Struct, tag="tokenize_text", frozen=True):
     rid: str
     texts: list[str]
     max_tokens: int
+    traceparent: str = ""
 
 
 class TokenizeChat(Struct, tag="tokenize_chat", frozen=True):
@@ -152,6 +154,7 @@ class TokenizeChat(Struct, tag="tokenize_chat", frozen=True):
     rid: str
     messages: list[dict[str, str]]
     max_tokens: int
+    traceparent: str = ""
 
 
 RouterToTokenizer = TokenizeText | TokenizeChat | Welcome | Refused
@@ -181,6 +184,36 @@ class TokenizeFailed(Struct, tag="tokenize_failed", frozen=True):
 TokenizerToRouter = Hello | Tokenized | TokenizeFailed
 
 
+# --- what a machine says of itself --------------------------------------------------------------
+
+
+class Telemetry(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What a machine's sensors said last, about once a second; None where there is no such sensor.
+
+    Shares are from 0 to 1. `memory_pressure` is 0 (normal), 1 (warning) or 2 (critical),
+    `thermal_state` 0 (nominal), 1 (fair), 2 (serious) or 3 (critical), as macOS has them.
+    `failures` counts by sensor how often it could not be read. `source` says what was asked.
+    """
+
+    source: str = ""
+    cpu_temperature_c: float | None = None
+    gpu_temperature_c: float | None = None
+    cpu_power_w: float | None = None
+    gpu_power_w: float | None = None
+    total_power_w: float | None = None
+    cpu_frequency_hz: float | None = None
+    gpu_frequency_hz: float | None = None
+    cpu_utilization: float | None = None
+    gpu_utilization: float | None = None
+    memory_pressure: int | None = None
+    memory_total_bytes: int | None = None
+    memory_used_bytes: int | None = None
+    wired_bytes: int | None = None
+    swap_used_bytes: int | None = None
+    thermal_state: int | None = None
+    failures: dict[str, int] = {}
+
+
 # --- router <-> node (its scheduler) ----------------------------------------------------------
 
 
@@ -193,6 +226,7 @@ class Generate(Struct, tag="generate", frozen=True, kw_only=True):
     prompt_ids: Annotated[list[int], Meta(min_length=1)]
     output_ids: list[int]
     sampling: Sampling
+    traceparent: str = ""
 
 
 class Resend(Struct, tag="resend", frozen=True):
@@ -239,7 +273,9 @@ class NodeStatus(Struct, tag="node_status", frozen=True, kw_only=True):
     rows that decode now, 0 if nothing has run yet; `decode_step_s` is a decode step with one row
     more, `decode_row_s` what each further row adds, `sequence_s` how long sequences have run
     lately. `cold_age_s` is for how long the block has not been used that makes room next;
-    `kv_sequence` the number of the last message about the cache."""
+    `kv_sequence` the number of the last message about the cache. `slowdown` is how much longer
+    passes take now than they did when the machine was cool, for the same work; 1 if unknown.
+    `metrics_address` is HOST:PORT of the node's own /metrics."""
 
     name: str
     incarnation: str
@@ -274,6 +310,9 @@ class NodeStatus(Struct, tag="node_status", frozen=True, kw_only=True):
     cold_age_s: float = 0.0
     kv_sequence: Count = 0
     info: NodeInfo = NodeInfo()
+    slowdown: float = 1.0
+    telemetry: Telemetry | None = None
+    metrics_address: str = ""
 
     @property
     def can_generate(self) -> bool:
@@ -346,6 +385,7 @@ class OpenStream(Struct, tag="open_stream", frozen=True, kw_only=True):
     output_ids: list[int]
     sent_chars: Count
     stop: list[str]
+    traceparent: str = ""
 
 
 class CloseStream(Struct, tag="close_stream", frozen=True):
@@ -462,7 +502,8 @@ class Admitted(Struct, tag="admitted", frozen=True):
 
 
 class WorkerStatus(Struct, tag="worker_status", frozen=True, kw_only=True):
-    """The worker presents itself, twice a second, also while it decodes."""
+    """The worker presents itself, twice a second, also while it decodes. `memory_bytes` are in use
+    by MLX, `mlx_cache_bytes` kept by it for reuse, `mlx_peak_bytes` the most that was in use."""
 
     incarnation: str
     version: int = PROTOCOL_VERSION
@@ -470,6 +511,9 @@ class WorkerStatus(Struct, tag="worker_status", frozen=True, kw_only=True):
     epoch: str
     memory_bytes: int
     dropped_frames: int
+    rss_bytes: int = 0
+    mlx_cache_bytes: int = 0
+    mlx_peak_bytes: int = 0
 
 
 class Step(Struct, tag="step", kw_only=True):

@@ -8,7 +8,14 @@ from pathlib import Path
 
 from mlxfleet.common import config
 from mlxfleet.common.blas import warn_without_openblas
-from mlxfleet.common.config import SchedulerOptions, SecurityOptions, SimOptions, WorkerOptions
+from mlxfleet.common.config import (
+    MachineOptions,
+    ObserveOptions,
+    SchedulerOptions,
+    SecurityOptions,
+    SimOptions,
+    WorkerOptions,
+)
 from mlxfleet.common.errors import ConfigError
 from mlxfleet.common.fleet_specs import Node, node_specs, process_spec
 from mlxfleet.common.links import node_security
@@ -32,10 +39,19 @@ class NodeCommand:
     scheduler: SchedulerOptions
     worker: WorkerOptions
     sim: SimOptions = SimOptions()  # noqa: RUF009 - frozen
+    observe: ObserveOptions = ObserveOptions()  # noqa: RUF009
+    machine: MachineOptions = MachineOptions()  # noqa: RUF009
 
     def validated(self) -> NodeCommand:
         """Check every option; ConfigError names the wrong one."""
-        for part in (self.security, self.scheduler, self.worker, self.sim):
+        for part in (
+            self.security,
+            self.scheduler,
+            self.worker,
+            self.sim,
+            self.observe,
+            self.machine,
+        ):
             config.validated(part)
         check_sim(self.sim, self.worker)
         if self.sim.sim_nodes_per_process > 1:
@@ -65,6 +81,8 @@ def run_node(command: NodeCommand) -> None:
                 scheduler=command.scheduler,
                 max_context=command.worker.max_context,
                 info=info,
+                observe=command.observe,
+                machine=command.machine,
                 security=security,
             )
             return [process_spec(runtime, module, told, vital=False) for module, told in orders]
@@ -77,6 +95,8 @@ def run_node(command: NodeCommand) -> None:
             worker=command.worker,
             info=info,
             vital=False,
+            observe=command.observe,
+            machine=command.machine,
             security=security,
         )
         return node_specs(node, runtime)

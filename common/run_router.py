@@ -14,6 +14,7 @@ from mlxfleet.common.addresses import ANY_HOST, tcp_address
 from mlxfleet.common.config import (
     FrontOptions,
     LinkOptions,
+    ObserveOptions,
     RouterOptions,
     SecurityOptions,
     ServedModel,
@@ -40,10 +41,11 @@ class RouterCommand:
     link: LinkOptions
     security: SecurityOptions
     trust_remote_code: bool
+    observe: ObserveOptions = ObserveOptions()  # noqa: RUF009 - frozen
 
     def validated(self) -> RouterCommand:
         """Check every option; ConfigError names the wrong one."""
-        for part in (self.router, self.front, self.link, self.security):
+        for part in (self.router, self.front, self.link, self.security, self.observe):
             config.validated(part)
         if self.router.served_model_name is not None and len(self.models) > 1:
             raise ConfigError("--served-model-name: it can only name a single --model")
@@ -68,6 +70,7 @@ def run_router(command: RouterCommand) -> None:
         links=tcp_links(host, advertised, ports, security),
         keys=keys,
         trust_remote_code=command.trust_remote_code,
+        observe=command.observe,
     )
 
     async def announce() -> None:

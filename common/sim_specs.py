@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mlxfleet.common.config import (
+    MachineOptions,
+    ObserveOptions,
     SchedulerOptions,
     SchedulerProcess,
     SimNodesProcess,
@@ -17,6 +19,7 @@ from mlxfleet.common.config import (
 from mlxfleet.common.curve import CurveClient
 from mlxfleet.common.errors import ConfigError
 from mlxfleet.common.messages import NodeInfo
+from mlxfleet.common.metrics_address import metrics_host, metrics_port
 from mlxfleet.common.slowdown import parse_slowdown
 
 MLX_ONLY = ("memory_gb", "prefix_cache_gb", "blas_threads", "kv_bits", "quantize")
@@ -52,6 +55,8 @@ def sim_orders(
     scheduler: SchedulerOptions,
     max_context: int | None,
     info: NodeInfo,
+    observe: ObserveOptions,
+    machine: MachineOptions,
     security: CurveClient | None = None,
 ) -> Iterator[tuple[str, SchedulerProcess | SimWorkerProcess | SimNodesProcess]]:
     """Modules to start for nodes of these names, each with what it is told. In a shared process
@@ -67,6 +72,9 @@ def sim_orders(
             worker_address=address,
             options=scheduler,
             info=info,
+            observe=observe,
+            metrics_host=metrics_host(machine, router_address),
+            metrics_port=metrics_port(machine, i),
             security=security,
         )
         worker = SimWorkerProcess(
@@ -76,6 +84,7 @@ def sim_orders(
             scheduler_address=address,
             max_context=max_context,
             options=options,
+            observe=observe,
         )
         pairs.append((told, worker))
     if not shared:
@@ -85,5 +94,7 @@ def sim_orders(
         return
     size = options.sim_nodes_per_process
     for index, start in enumerate(range(0, len(names), size)):
-        group = SimNodesProcess(name=f"sim-nodes-{index}", nodes=tuple(pairs[start : start + size]))
+        group = SimNodesProcess(
+            name=f"sim-nodes-{index}", nodes=tuple(pairs[start : start + size]), observe=observe
+        )
         yield "mlxfleet.workers.sim_nodes_main", group

@@ -16,6 +16,8 @@ import msgspec
 from mlxfleet.common.config import (
     FrontOptions,
     LinkOptions,
+    MachineOptions,
+    ObserveOptions,
     RouterOptions,
     SchedulerOptions,
     SimOptions,
@@ -23,10 +25,16 @@ from mlxfleet.common.config import (
     decode_path,
 )
 
-FRONT_STRUCTURES: tuple[type, ...] = (RouterOptions, FrontOptions, LinkOptions)
+FRONT_STRUCTURES: tuple[type, ...] = (RouterOptions, FrontOptions, LinkOptions, ObserveOptions)
 """What `mlxfleet router` takes."""
 
-NODE_STRUCTURES: tuple[type, ...] = (SchedulerOptions, WorkerOptions, SimOptions)
+NODE_STRUCTURES: tuple[type, ...] = (
+    SchedulerOptions,
+    WorkerOptions,
+    SimOptions,
+    ObserveOptions,
+    MachineOptions,
+)
 """What `mlxfleet node` takes."""
 
 FILE_SUFFIX = "_file"
