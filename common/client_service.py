@@ -13,6 +13,7 @@ from mlxfleet.common.errors import RefusedError
 from mlxfleet.common.liveness import HEARTBEAT_S, new_incarnation, resident_bytes
 from mlxfleet.common.messages import Hello, Refused, Welcome
 from mlxfleet.common.process import Service, fail
+from mlxfleet.common.tally import Tally
 
 
 class ClientService(Service):
@@ -36,6 +37,10 @@ class ClientService(Service):
     def dropped_frames(self) -> int:
         """Malformed frames on all our links."""
         return self.router.dropped_frames
+
+    def steps(self) -> Tally | None:
+        """How long its steps took, of a process that measures them."""
+        return None
 
     @abc.abstractmethod
     def on_message(self, message: Any) -> None:
@@ -66,6 +71,7 @@ class ClientService(Service):
                     rss_bytes=resident_bytes(),
                     token_address=token_address,
                     model=model,
+                    steps=self.steps(),
                 )
             )
             await asyncio.sleep(HEARTBEAT_S)

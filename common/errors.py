@@ -53,10 +53,10 @@ class PortInUseError(MlxfleetError):
     exit_code = ExitCode.PORT_IN_USE
 
 
-def listen_error(host: str, port: int, error: OSError) -> MlxfleetError:
+def listen_error(host: str, port: int, error: OSError, flag: str = "--port") -> MlxfleetError:
     """Why an HTTP address cannot be bound, and what to do."""
     if error.errno == errno.EADDRINUSE:
-        return PortInUseError(f"port {port} on {host} is in use; choose another with --port")
+        return PortInUseError(f"port {port} on {host} is in use; choose another with {flag}")
     return ConfigError(f"cannot listen on {host}:{port}: {error}")
 
 

@@ -18,6 +18,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from mlxfleet.common.kv_sizes import capacity_for
+from mlxfleet.common.tally import Tally
 
 PROTOCOL_VERSION = 3
 
@@ -111,10 +112,12 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
 class Welcome(Struct, tag="welcome", frozen=True):
     """Server's answer to a Hello. A changed `session` means the server has restarted and knows
     nothing of earlier requests. `detokenizers` maps names to the addresses that take tokens; in
-    `tcp://*:PORT` the host is the one under which the node reached the router."""
+    `tcp://*:PORT` the host is the one under which the node reached the router. `model` is what the
+    node's model is called in the API."""
 
     session: str
     detokenizers: dict[str, str] = {}
+    model: str = ""
 
 
 class Refused(Struct, tag="refused", frozen=True):
@@ -124,7 +127,8 @@ class Refused(Struct, tag="refused", frozen=True):
 
 
 class Hello(Struct, tag="hello", frozen=True, kw_only=True):
-    """A tokenizer or detokenizer presents itself, twice a second; `model` is the one it is for."""
+    """A tokenizer or detokenizer presents itself, twice a second; `model` is the one it is for.
+    `steps` are the times that a detokenizer has taken for nodes' messages so far."""
 
     name: str
     incarnation: str
@@ -133,6 +137,7 @@ class Hello(Struct, tag="hello", frozen=True, kw_only=True):
     rss_bytes: int = 0
     token_address: str = ""
     model: str = ""
+    steps: Tally | None = None
 
 
 # --- router <-> tokenizer ---------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from mlxfleet.common.addresses import split_tcp
+from mlxfleet.common.addresses import WILDCARDS, bracketed, split_tcp
 from mlxfleet.common.config import MachineOptions
 
 LOOPBACK = "127.0.0.1"
@@ -14,6 +14,18 @@ def metrics_host(options: MachineOptions, router_address: str) -> str:
     """The address to listen on: as given, or else where the router's machine reaches this one."""
     if options.metrics_host is not None:
         return options.metrics_host
+    return own_address(router_address)
+
+
+def shown_address(host: str, port: int, router_address: str) -> str:
+    """HOST:PORT under which others reach what listens there."""
+    if host in WILDCARDS:
+        host = own_address(router_address)
+    return f"{bracketed(host)}:{port}"
+
+
+def own_address(router_address: str) -> str:
+    """This machine's address as the router's machine sees it."""
     if not router_address.startswith("tcp://"):
         return LOOPBACK
     return own_address_towards(*split_tcp(router_address))

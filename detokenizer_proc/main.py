@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 
 import zmq
@@ -20,6 +21,7 @@ from mlxfleet.common.messages import (
     Tokens,
 )
 from mlxfleet.common.process import run_service
+from mlxfleet.common.tally import Tally
 from mlxfleet.common.tokenizer_files import load_fast_tokenizer
 from mlxfleet.detokenizer_proc.stream import GapError, Stream
 from mlxfleet.detokenizer_proc.vocabulary import Vocabulary
@@ -35,6 +37,7 @@ class DetokenizerService(ClientService):
         super().__init__(told.name)
         self._told = told
         self._gatekeeper: Gatekeeper | None = None
+        self._steps = Tally()
         self._streams: OrderedDict[str, Stream] = OrderedDict()
         self._closed_or_lost: OrderedDict[str, None] = OrderedDict()
 
@@ -84,7 +87,12 @@ class DetokenizerService(ClientService):
                 self._streams.pop(message.rid, None)
                 self._remember(message.rid)
 
+    def steps(self) -> Tally:
+        """From a node's message to the text for the router."""
+        return self._steps
+
     def _on_tokens(self, tokens: Tokens) -> None:
+        began = time.perf_counter()
         text = Text([], [], [], [], [], {}, {})
         for position, rid in enumerate(tokens.rids):
             stream = self._streams.get(rid)
@@ -94,6 +102,7 @@ class DetokenizerService(ClientService):
                 self._push(stream, tokens, position, text)
         if text.rids:
             self.router.send(text)
+        self._steps.observe(time.perf_counter() - began)
 
     def _push(self, stream: Stream, tokens: Tokens, position: int, text: Text) -> None:
         """Decode one entry of a step and append what it gave to the router's message."""

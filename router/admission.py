@@ -122,7 +122,7 @@ class Admission:
         node_wait_s: float,
     ) -> None:
         self._lines = {model: Line(partial(capacity, model)) for model in models}
-        self._max_sequences = max_sequences
+        self.max_sequences = max_sequences
         self._max_per_client = max_per_client
         self._max_wait_s = max_wait_s
         self._node_wait_s = node_wait_s
@@ -142,12 +142,12 @@ class Admission:
         """Hold room in the router for a request, from before it is tokenized; OverloadedError if
         there is none."""
         count, client = ticket.sequences, ticket.client
-        if count > self._max_sequences:
+        if count > self.max_sequences:
             raise InvalidRequestError(
-                f"the request asks for {count} sequences, at most {self._max_sequences} fit",
+                f"the request asks for {count} sequences, at most {self.max_sequences} fit",
                 param="n",
             )
-        if self.sequences + count > self._max_sequences:
+        if self.sequences + count > self.max_sequences:
             raise OverloadedError("too many requests are in flight", retry_after_s=RETRY_AFTER_S)
         limit = self._max_per_client
         if limit is not None and self._here[client] + count > limit:

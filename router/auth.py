@@ -10,7 +10,7 @@ from aiohttp import web
 from mlxfleet.common.config import Keys
 from mlxfleet.common.errors import AuthenticationError
 
-OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
+OPEN_PATHS = frozenset({"/health", "/ready", "/metrics", "/metrics/targets"})
 ADMIN_PREFIXES = ("/admin/", "/fleet")
 NAME_BYTES = 8
 

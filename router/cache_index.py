@@ -21,7 +21,7 @@ class CacheIndex:
     """Up to `max_blocks` blocks that nodes have, each counted once per node that has it."""
 
     def __init__(self, max_blocks: int) -> None:
-        self._max_blocks = max_blocks
+        self.max_blocks = max_blocks
         self._bits: dict[str, int] = {}
         self._names: dict[int, str] = {}
         self._holders: dict[int, int] = {}
@@ -53,7 +53,7 @@ class CacheIndex:
             else:
                 del stored[block]
             stored[block] = None
-        while self.blocks > self._max_blocks:
+        while self.blocks > self.max_blocks:
             self._make_room()
 
     def drop(self, node: str, blocks: Iterable[int]) -> None:

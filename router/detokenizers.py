@@ -14,14 +14,16 @@ from mlxfleet.common.messages import (
     StreamLost,
     Text,
 )
+from mlxfleet.common.tally import Tally
 from mlxfleet.router.pool import Greeting, Pool
+from mlxfleet.router.stages import Stages
 
 
 class Detokenizers:
     """Spreads streams over the detokenizers.
 
     `on_text` takes new text; `on_lost` the rid of a stream that has to be opened again;
-    `on_fresh` the name of a detokenizer that has restarted.
+    `on_fresh` the name of a detokenizer that has restarted. `stages` is where their times go.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class Detokenizers:
         on_text: Callable[[Text], None],
         on_lost: Callable[[str], None],
         on_fresh: Callable[[str], None],
+        stages: Stages,
     ) -> None:
         self.pool = Pool(channels.server(context, DetokenizerToRouter, address), session)
         self._addresses: dict[str, str] = {}
@@ -40,6 +43,8 @@ class Detokenizers:
         self._on_text = on_text
         self._on_lost = on_lost
         self._on_fresh = on_fresh
+        self._stages = stages
+        self._step_times: dict[str, Tally] = {}
         self._next = 0
         self.pool.channel.attach(self._on_message)
 
@@ -79,4 +84,8 @@ class Detokenizers:
         self._addresses[hello.name] = hello.token_address
         self._models[hello.name] = hello.model
         if greeting is Greeting.FRESH:
+            self._step_times[hello.name] = Tally()
             self._on_fresh(hello.name)
+        if hello.steps is not None:
+            before, self._step_times[hello.name] = self._step_times[hello.name], hello.steps
+            self._stages.grow(hello.model, "detokenize", before, hello.steps)

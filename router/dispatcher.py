@@ -77,6 +77,7 @@ class Dispatcher:
             session,
             on_text=self._on_text,
             on_lost=self._on_lost,
+            stages=metrics.stages,
             on_fresh=self._on_fresh_detokenizer,
         )
         self.nodes = Nodes(
@@ -108,7 +109,7 @@ class Dispatcher:
                 raise UnavailableError("no detokenizer is there", retry_after_s=RETRY_AFTER_S)
             sequence.detokenizer = detokenizer
             self._sequences[sequence.rid] = sequence
-            with self._metrics.timed("send"):
+            with self._metrics.stages.timed(sequence.model, "send"):
                 self._open(sequence)
                 self._send_to(sequence, node)
 
@@ -167,7 +168,7 @@ class Dispatcher:
             return
         if sequence.node:
             log.info("%s goes on on %s: %s is %s", sequence.rid, node, sequence.node, state)
-            self._metrics.failovers.inc()
+            self._metrics.failovers.labels(sequence.node).inc()
         self._routing.over(sequence)
         # It may only be stuck, and go on later.
         self.nodes.send(sequence.node, Release(sequence.rid))
@@ -185,7 +186,7 @@ class Dispatcher:
         return Counter(s.node for s in self._sequences.values() if not s.ended)
 
     def _choose(self, sequence: Sequence, ready: list[NodeStatus]) -> str:
-        with self._metrics.timed("route"):
+        with self._metrics.stages.timed(sequence.model, "route"):
             return self._routing.choose(sequence, ready)
 
     def _open(self, sequence: Sequence) -> None:
@@ -293,6 +294,7 @@ class Dispatcher:
         if (finish := text.finish.get(position)) is not None:
             sequence.finish_reason = pending.finish_reason = finish.reason
             sequence.cached_tokens = finish.cached_tokens
+            self._metrics.cached_tokens.labels(sequence.model).inc(finish.cached_tokens)
         if pending:
             sequence.wakeup.set()
 

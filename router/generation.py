@@ -83,10 +83,12 @@ class Generation:
             for choice in range(self.n)
         ]
 
-    def belongs_to(self, session: str | None) -> None:
-        """Say which session the sequences are of."""
+    def belongs_to(self, session: str | None, arrived: float) -> None:
+        """Say which session the sequences are of, and when their request arrived, in
+        time.perf_counter()."""
         for sequence in self.sequences:
             sequence.session = session
+            sequence.arrived = arrived
 
     @contextmanager
     def released_at_end(self) -> Iterator[None]:

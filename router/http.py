@@ -25,8 +25,9 @@ from mlxfleet.router.admin import Admin
 from mlxfleet.router.admission import Admission, Ticket
 from mlxfleet.router.auth import Authenticator, client_name
 from mlxfleet.router.generation import Front, Generation
-from mlxfleet.router.metrics import Metrics
+from mlxfleet.router.metrics import Metrics, RequestRecord
 from mlxfleet.router.parameters import ChatRequest, CompletionRequest, Parameters, parse
+from mlxfleet.router.scrape_targets import ScrapeTarget
 from mlxfleet.router.shapes import ChatShape, CompletionShape, Response, Usage
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class Api:
         admin: Admin,
         metrics: Metrics,
         can_generate: Callable[[], bool],
+        metrics_of_nodes: Callable[[], list[ScrapeTarget]],
     ) -> None:
         self._authenticator = Authenticator(keys)
         self._front = front
@@ -59,6 +61,7 @@ class Api:
         self._admin = admin
         self._metrics = metrics
         self._can_generate = can_generate
+        self._metrics_of_nodes = metrics_of_nodes
         self._created = int(time.time())
         self.draining = False
         self._active = 0
@@ -80,6 +83,7 @@ class Api:
                 web.get("/health", self._health),
                 web.get("/ready", self._ready),
                 web.get("/metrics", self._show_metrics),
+                web.get("/metrics/targets", self._metrics_targets),
                 *self._admin.routes(),
             ]
         )
@@ -145,6 +149,9 @@ class Api:
             headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
         )
 
+    async def _metrics_targets(self, http: web.Request) -> web.Response:
+        return json_response(self._metrics_of_nodes())
+
     # --- generation ---------------------------------------------------------------------------
 
     async def _generate(
@@ -155,48 +162,42 @@ class Api:
         make: Callable[[Any], Awaitable[Generation]],
         make_shape: Callable[[Any], Shape],
     ) -> web.StreamResponse:
-        """Answer a request for tokens, and count how it ended."""
-        began = time.perf_counter()
-        outcome = "error"
+        """Answer a request for tokens, and record how it ended."""
         self._active += 1
         self.idle.clear()
         try:
-            if self.draining:
-                raise UnavailableError(
-                    "the server is shutting down", retry_after_s=DRAINING_RETRY_AFTER_S
-                )
-            body = await http.read()
-            with self._metrics.timed("validate"):
+            with self._metrics.request(endpoint) as record, outcome_into(record):
+                if self.draining:
+                    raise UnavailableError(
+                        "the server is shutting down", retry_after_s=DRAINING_RETRY_AFTER_S
+                    )
+                body = await http.read()
+                began = time.perf_counter()
                 request = parse(kind, body)
-                ticket = make_ticket(http, request, self._front.catalog.find(request.model))
-            with self._admission.room_for(ticket):
-                with self._metrics.timed("tokenize"):
-                    generation = await make(request)
-                generation.belongs_to(http.headers.get(SESSION_HEADER) or request.user)
-                self._metrics.prompt_tokens.inc(generation.prompt_tokens)
-                shape = make_shape(request)
-                answer = self._stream if request.stream else self._whole
-                async with self._admission.turn(ticket):
-                    with generation.released_at_end(), ends_at(ticket.deadline, generation):
-                        response = await answer(http, request, generation, shape)
-            failed = any(sequence.error for sequence in generation.sequences)
-            outcome = "error" if failed else "ok"
-            return response
-        except (asyncio.CancelledError, ConnectionResetError):
-            outcome = "cancelled"
-            raise
-        except RequestError as error:
-            outcome = outcome_of(error)
-            raise
-        except web.HTTPException:
-            outcome = "client_error"
-            raise
+                record.model = model = self._front.catalog.find(request.model)
+                ticket = make_ticket(http, request, model)
+                stages = self._metrics.stages
+                stages.observe(model, "validate", time.perf_counter() - began)
+                with self._admission.room_for(ticket):
+                    with stages.timed(model, "tokenize"):
+                        generation = await make(request)
+                    session = http.headers.get(SESSION_HEADER) or request.user
+                    generation.belongs_to(session, record.arrived)
+                    self._metrics.prompt_tokens.labels(model).inc(generation.prompt_tokens)
+                    shape = make_shape(request)
+                    answer = self._stream if request.stream else self._whole
+                    began = time.perf_counter()
+                    async with self._admission.turn(ticket):
+                        stages.observe(model, "admission", time.perf_counter() - began)
+                        with generation.released_at_end(), ends_at(ticket.deadline, generation):
+                            response = await answer(http, request, generation, shape)
+                failed = any(sequence.error for sequence in generation.sequences)
+                record.outcome = "error" if failed else "ok"
+                return response
         finally:
             self._active -= 1
             if self._active == 0:
                 self.idle.set()
-            self._metrics.requests.labels(endpoint, outcome).inc()
-            self._metrics.end_to_end.labels(endpoint).observe(time.perf_counter() - began)
 
     async def _whole(
         self, http: web.Request, request: Parameters, generation: Generation, shape: Shape
@@ -279,6 +280,22 @@ def make_ticket(http: web.Request, request: Parameters, model: str) -> Ticket:
         priority=request.priority or "interactive",
         deadline=deadline,
     )
+
+
+@contextlib.contextmanager
+def outcome_into(record: RequestRecord) -> Iterator[None]:
+    """Record how a request ends that is not answered as it should be."""
+    try:
+        yield
+    except (asyncio.CancelledError, ConnectionResetError):
+        record.outcome = "cancelled"
+        raise
+    except RequestError as error:
+        record.outcome = outcome_of(error)
+        raise
+    except web.HTTPException:
+        record.outcome = "client_error"
+        raise
 
 
 @contextlib.contextmanager

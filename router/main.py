@@ -17,11 +17,13 @@ from mlxfleet.router.admin import Admin
 from mlxfleet.router.admission import Admission
 from mlxfleet.router.catalog import Catalog
 from mlxfleet.router.dispatcher import Dispatcher
+from mlxfleet.router.fleet_metrics import FleetCollector
 from mlxfleet.router.generation import Front
 from mlxfleet.router.http import Api
-from mlxfleet.router.metrics import FleetCollector, Metrics
+from mlxfleet.router.metrics import Metrics
 from mlxfleet.router.routing import Routing
 from mlxfleet.router.routing_metrics import RoutingCollector
+from mlxfleet.router.scrape_targets import scrape_targets
 from mlxfleet.router.tokenizers import Tokenizers
 
 CUT_OFF_S = 0.1
@@ -70,12 +72,12 @@ class RouterService(Service):
             node_wait_s=options.node_wait_s,
         )
         metrics.watch_admission(admission)
-        pools = {
-            "tokenizers": self._tokenizers.pool,
-            "detokenizers": self._dispatcher.detokenizers.pool,
-            "nodes": self._dispatcher.nodes.pool,
+        metrics.watch_ready(self._can_generate)
+        front = {
+            "tokenizer": self._tokenizers.pool,
+            "detokenizer": self._dispatcher.detokenizers.pool,
         }
-        metrics.registry.register(FleetCollector(pools, self._dispatcher.nodes))
+        metrics.registry.register(FleetCollector(front, self._dispatcher))
         self._api = Api(
             keys=told.keys,
             front=Front(
@@ -85,6 +87,7 @@ class RouterService(Service):
             admin=Admin(self._dispatcher, admission),
             metrics=metrics,
             can_generate=self._can_generate,
+            metrics_of_nodes=lambda: scrape_targets(self._dispatcher.nodes),
         )
         self._watching = asyncio.create_task(self._dispatcher.watch_nodes())
         await self._listen(options.host, options.port, options.max_body_mb * 1_000_000)

@@ -225,7 +225,7 @@ class Nodes:
             return
         now = time.monotonic()
         model = self._catalog.model_of(status.info) or ""
-        greeting = self.pool.greet(sender, status, self._detokenizers(model))
+        greeting = self.pool.greet(sender, status, self._detokenizers(model), model)
         if greeting is Greeting.REFUSED:
             self._on_refused("version")
             return

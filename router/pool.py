@@ -32,9 +32,13 @@ class Pool:
         self.peers: dict[str, Peer] = {}
 
     def greet(
-        self, sender: bytes, hello: Hello | NodeStatus, detokenizers: dict[str, str] | None = None
+        self,
+        sender: bytes,
+        hello: Hello | NodeStatus,
+        detokenizers: dict[str, str] | None = None,
+        model: str = "",
     ) -> Greeting:
-        """Take note of a heartbeat; FRESH if it is the first of a new incarnation."""
+        """Take note of a heartbeat, answer it; FRESH if it is the first of a new incarnation."""
         if hello.version != PROTOCOL_VERSION:
             reason = f"it speaks protocol {hello.version}, this router {PROTOCOL_VERSION}"
             self.refuse(sender, hello.name, reason)
@@ -51,7 +55,7 @@ class Pool:
         known.last_seen = time.monotonic()
         known.dropped_frames = hello.dropped_frames
         known.rss_bytes = hello.rss_bytes
-        self.channel.send(Welcome(self._session, detokenizers or {}), to=sender)
+        self.channel.send(Welcome(self._session, detokenizers or {}, model), to=sender)
         return Greeting.FRESH if fresh else Greeting.KNOWN
 
     def refuse(self, sender: bytes, name: str, reason: str) -> None:

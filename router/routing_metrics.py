@@ -1,49 +1,31 @@
-"""Prometheus metrics of what the router knows of caches, and of what it has sent."""
+"""What the router knows of caches, and of what it has sent, read when its metrics are scraped."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from mlxfleet.router import metric_families as families
 from mlxfleet.router.routing import Routing
 
 
 class RoutingCollector(Collector):
-    """Reads the index and the loads at scrape time."""
+    """The index and the loads."""
 
     def __init__(self, routing: Routing) -> None:
         self._routing = routing
 
     def collect(self) -> Iterator[Metric]:
         """One family after the other."""
-        index, feed = self._routing.index, self._routing.feed
-        blocks = GaugeMetricFamily(
-            "mlxfleet_cache_index_blocks",
-            "Blocks of tokens that a node is known to have cached.",
-            labels=["node"],
+        index, feed, loads = self._routing.index, self._routing.feed, self._routing.loads
+        nodes = index.nodes
+        yield families.CACHE_INDEX_BLOCKS.of(((node,), index.blocks_of(node)) for node in nodes)
+        yield families.NODE_UNREPORTED.of(((node,), loads.pending(node)) for node in nodes)
+        yield families.CACHE_EVENT_GAPS.of(((node,), count) for node, count in feed.gaps.items())
+        yield families.CACHE_SNAPSHOTS.of(
+            ((node,), count) for node, count in feed.snapshots.items()
         )
-        pending = GaugeMetricFamily(
-            "mlxfleet_unreported_requests",
-            "Requests sent to a node that its reports do not cover yet.",
-            labels=["node"],
-        )
-        for node in index.nodes:
-            blocks.add_metric([node], index.blocks_of(node))
-            pending.add_metric([node], self._routing.loads.pending(node))
-        gaps = CounterMetricFamily(
-            "mlxfleet_cache_event_gaps", "Messages about a cache that were missed.", labels=["node"]
-        )
-        snapshots = CounterMetricFamily(
-            "mlxfleet_cache_snapshots", "Caches told of as a whole.", labels=["node"]
-        )
-        for family, counts in ((gaps, feed.gaps), (snapshots, feed.snapshots)):
-            for node, count in counts.items():
-                family.add_metric([node], count)
-        dropped = CounterMetricFamily(
-            "mlxfleet_cache_index_dropped_blocks",
-            "Blocks forgotten because the index was full.",
-            value=index.dropped,
-        )
-        yield from (blocks, pending, gaps, snapshots, dropped)
+        yield families.CACHE_INDEX_DROPPED.of([((), index.dropped)])
+        yield families.CACHE_INDEX_LIMIT.of([((), index.max_blocks)])

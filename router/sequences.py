@@ -34,7 +34,8 @@ class Sequence:
     those of the prompt, `session` what the client calls the conversation. `moves` counts the
     nodes that were lost under it, `fruitless_moves` those since its last token; `stranded_since` is
     when its node was last seen to be lost with no other to go to, `refused_since` when a node first
-    had no room for it, both in time.monotonic().
+    had no room for it, both in time.monotonic(). Its request `arrived`, and the `last_token` came,
+    in time.perf_counter().
     """
 
     rid: str
@@ -59,7 +60,7 @@ class Sequence:
     stranded_since: float | None = None
     refused_since: float | None = None
     error: RequestError | None = None
-    started: float = field(default_factory=time.perf_counter)
+    arrived: float = field(default_factory=time.perf_counter)
     last_token: float | None = None
 
     @property

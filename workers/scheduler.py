@@ -7,8 +7,9 @@ for the detokenizers.
 from __future__ import annotations
 
 import itertools
+import time
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from mlxfleet.common.config import SchedulerOptions
 from mlxfleet.common.messages import (
@@ -45,11 +46,29 @@ TOKENS_AHEAD = 64
 NEWEST_SHARE = 0.1
 
 
-class Scheduler:
-    """State of one node: a queue, the running sequences, and finished ones not yet released."""
+def ignore(seconds: float) -> None:
+    """Do nothing with a time."""
 
-    def __init__(self, options: SchedulerOptions) -> None:
+
+class Scheduler:
+    """State of one node: a queue, the running sequences, and finished ones not yet released.
+
+    `waited` is told how long each sequence was in the queue, `prefilled` how long it took from
+    there to its next token, in seconds of the clock `now`.
+    """
+
+    def __init__(
+        self,
+        options: SchedulerOptions,
+        *,
+        waited: Callable[[float], None] = ignore,
+        prefilled: Callable[[float], None] = ignore,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._options = options
+        self._waited = waited
+        self._prefilled = prefilled
+        self._now = now
         self._sizer = ChunkSizer(options.itl_budget_ms / 1000, options.max_chunk_tokens)
         self._arrivals = itertools.count()
         self._sequences: dict[str, Sequence] = {}
@@ -144,6 +163,7 @@ class Scheduler:
         if self._model is not None and (why := too_long(sequence, self._model)):
             return Rejected(message.rid, "too_long", why)
         sequence.arrival = next(self._arrivals)
+        sequence.queued_s = self._now()
         self._expect(sequence)
         self._sequences[message.rid] = sequence
         self._waiting[message.rid] = sequence
@@ -264,6 +284,9 @@ class Scheduler:
             if batch is None:
                 batch = columns[sequence.detokenizer] = Tokens([], [], [], {}, {})
             append(batch, sequence, token, finish, logprobs)
+            if sequence.prefill_began_s is not None:
+                self._prefilled(self._now() - sequence.prefill_began_s)
+                sequence.prefill_began_s = None
             if finish is not None:
                 self._finish(sequence, finish)
         yield from columns.items()
@@ -353,6 +376,8 @@ class Scheduler:
     def _start(self, sequence: Sequence, match: Match) -> Admit:
         """A sequence begins where its stored prefix ends."""
         sequence.began_s = self.busy_s + self.idle_s
+        sequence.prefill_began_s = self._now()
+        self._waited(sequence.prefill_began_s - sequence.queued_s)
         token_ids = sequence.token_ids()
         lease = self._tree.begin(sequence.row, match, token_ids[:-1])
         sequence.lease = lease
@@ -407,6 +432,7 @@ class Scheduler:
 
     def _wait_first(self, sequence: Sequence) -> None:
         sequence.to_waiting()
+        sequence.queued_s = self._now()
         self._expect(sequence)
         self._waiting[sequence.rid] = sequence
         self._waiting.move_to_end(sequence.rid, last=False)

@@ -41,7 +41,10 @@ from mlxfleet.common.messages import (
     WorkerStatus,
     WorkerToScheduler,
 )
+from mlxfleet.common.metrics_address import shown_address
+from mlxfleet.common.metrics_server import MetricsServer
 from mlxfleet.common.process import Service, fail, run_service
+from mlxfleet.workers.node_metrics import NodeCollector, NodeMetrics
 from mlxfleet.workers.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
@@ -77,7 +80,14 @@ class SchedulerService(Service):
         self._owns_context = context is None
         self._context = context or zmq.Context()
         self._told = told
-        self._scheduler = Scheduler(told.options)
+        self._metrics = self._make_metrics(told.info.model)
+        self._metrics_server = MetricsServer(lambda: self._metrics.render())
+        self._metrics_address = ""
+        self._scheduler = Scheduler(
+            told.options,
+            waited=lambda seconds: self._metrics.waited(seconds),
+            prefilled=lambda seconds: self._metrics.prefilled(seconds),
+        )
         self._incarnation = ""
         self._router_session = ""
         self._rejoin_pause_s = 0.0
@@ -94,13 +104,24 @@ class SchedulerService(Service):
         self._router_dropped = 0
         self._telling: asyncio.TimerHandle | None = None
 
+    def _make_metrics(self, model: str) -> NodeMetrics:
+        """Metrics under the name that a model has in the API."""
+        metrics = NodeMetrics(self._told.node, model)
+        collector = NodeCollector(metrics.labels, self._status, lambda: self._worker)
+        metrics.registry.register(collector)
+        return metrics
+
     async def startup(self) -> None:
-        """Connect, and wait for the router and the worker."""
-        self.connect()
+        """Show metrics, connect, and wait for the router and the worker."""
+        await self.connect()
         await self.joined.wait()
 
-    def connect(self) -> None:
-        """Bind for the worker, connect to the router; `joined` is set when both are there."""
+    async def connect(self) -> None:
+        """Bind for metrics and for the worker, connect to the router; `joined` is set when worker
+        and router are there."""
+        host = self._told.metrics_host
+        port = await self._metrics_server.listen(host, self._told.metrics_port)
+        self._metrics_address = shown_address(host, port, self._told.router_address)
         self._workers: channels.Channel[WorkerToScheduler, SchedulerToWorker] = channels.server(
             self._context, WorkerToScheduler, self._told.worker_address
         )
@@ -110,6 +131,7 @@ class SchedulerService(Service):
 
     async def shutdown(self) -> None:
         """Close the links."""
+        await self._metrics_server.close()
         self._reporting.cancel()
         if self._rejoining is not None:
             self._rejoining.cancel()
@@ -188,6 +210,7 @@ class SchedulerService(Service):
                 self._scheduler.on_admitted(message.rid)
             case Step() if message.epoch == self._epoch:
                 self._worker_seen = time.monotonic()
+                self._metrics.on_step(message)
                 for detokenizer, tokens in self._scheduler.on_step(message):
                     self._forward(detokenizer, tokens)
         self._pump()
@@ -235,6 +258,8 @@ class SchedulerService(Service):
             self._router_session = welcome.session
             log.info("%s has joined %s", self._told.node, self._told.router_address)
         self._rejoin_pause_s = 0.0
+        if welcome.model not in ("", self._metrics.model):
+            self._metrics = self._make_metrics(welcome.model)
         for name, told in welcome.detokenizers.items():
             address = as_reached(told, self._told.router_address)
             known = self._detokenizers.get(name)
@@ -313,44 +338,47 @@ class SchedulerService(Service):
     def _send_status(self) -> None:
         # Before the report, which has the number of the last message.
         self._tell_cache()
+        self._router.send(self._status())
+
+    def _status(self) -> NodeStatus:
+        """How the node is now."""
         worker = self._worker
-        self._router.send(
-            NodeStatus(
-                name=self._told.node,
-                incarnation=self._incarnation,
-                model=worker.model if worker else None,
-                worker=self._worker_state(),
-                running=self._scheduler.running,
-                queued=self._scheduler.queued,
-                max_running=self._told.options.max_running,
-                max_queue=self._told.options.max_queue,
-                kv_used_bytes=self._scheduler.kv_used_bytes,
-                steps=self._scheduler.steps,
-                busy_s=self._scheduler.busy_s,
-                idle_s=self._scheduler.idle_s,
-                preemptions=self._scheduler.preemptions,
-                generated_tokens=self._scheduler.generated_tokens,
-                prefilled_tokens=self._scheduler.prefilled_tokens,
-                cached_tokens=self._scheduler.cached_tokens,
-                cold_blocks_used=self._scheduler.cold_blocks_used,
-                worker_restarts=self._worker_restarts,
-                dropped_frames=self._router_dropped
-                + self._router.dropped_frames
-                + self._workers.dropped_frames,
-                worker_dropped_frames=worker.dropped_frames if worker else 0,
-                worker_memory_bytes=worker.memory_bytes if worker else 0,
-                rss_bytes=resident_bytes(),
-                received=self._scheduler.received,
-                queued_prefill_tokens=self._scheduler.queued_prefill_tokens,
-                running_prefill_tokens=self._scheduler.running_prefill_tokens,
-                prefill_tokens_per_s=self._scheduler.prefill_tokens_per_s,
-                decode_step_s=self._scheduler.decode_step_s,
-                decode_row_s=self._scheduler.decode_row_s,
-                sequence_s=self._scheduler.sequence_s,
-                cold_age_s=self._scheduler.cold_age_s,
-                kv_sequence=self._scheduler.journal.sequence,
-                info=self._told.info,
-            )
+        return NodeStatus(
+            name=self._told.node,
+            incarnation=self._incarnation,
+            model=worker.model if worker else None,
+            worker=self._worker_state(),
+            running=self._scheduler.running,
+            queued=self._scheduler.queued,
+            max_running=self._told.options.max_running,
+            max_queue=self._told.options.max_queue,
+            kv_used_bytes=self._scheduler.kv_used_bytes,
+            steps=self._scheduler.steps,
+            busy_s=self._scheduler.busy_s,
+            idle_s=self._scheduler.idle_s,
+            preemptions=self._scheduler.preemptions,
+            generated_tokens=self._scheduler.generated_tokens,
+            prefilled_tokens=self._scheduler.prefilled_tokens,
+            cached_tokens=self._scheduler.cached_tokens,
+            cold_blocks_used=self._scheduler.cold_blocks_used,
+            worker_restarts=self._worker_restarts,
+            dropped_frames=self._router_dropped
+            + self._router.dropped_frames
+            + self._workers.dropped_frames,
+            worker_dropped_frames=worker.dropped_frames if worker else 0,
+            worker_memory_bytes=worker.memory_bytes if worker else 0,
+            rss_bytes=resident_bytes(),
+            received=self._scheduler.received,
+            queued_prefill_tokens=self._scheduler.queued_prefill_tokens,
+            running_prefill_tokens=self._scheduler.running_prefill_tokens,
+            prefill_tokens_per_s=self._scheduler.prefill_tokens_per_s,
+            decode_step_s=self._scheduler.decode_step_s,
+            decode_row_s=self._scheduler.decode_row_s,
+            sequence_s=self._scheduler.sequence_s,
+            cold_age_s=self._scheduler.cold_age_s,
+            kv_sequence=self._scheduler.journal.sequence,
+            info=self._told.info,
+            metrics_address=self._metrics_address,
         )
 
 

@@ -25,7 +25,8 @@ class Sequence:
     sequences came; `waits_for` a block that another sequence is about to compute; `attempts`
     counts the workers that died while it ran, `started` says that this one has taken it.
     `expected_tokens` are those to be prefilled when it leaves the queue, `began_s` is when it did,
-    in seconds of the worker's running."""
+    in seconds of the worker's running. It came into the queue at `queued_s` and left it at
+    `prefill_began_s`, None when the next token after that has come; by the scheduler's clock."""
 
     rid: str
     detokenizer: str
@@ -43,6 +44,8 @@ class Sequence:
     arrival: int = 0
     expected_tokens: int = 0
     began_s: float = 0.0
+    queued_s: float = 0.0
+    prefill_began_s: float | None = None
     reserved_tokens: int = 0
     reserved_bytes: int = 0
     cached_tokens: int = 0

