@@ -7,6 +7,7 @@ Without, every process is started with a `sitecustomize` that makes all recordin
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 import tempfile
@@ -28,13 +29,21 @@ import prometheus_client
 from prometheus_client.metrics import MetricWrapperBase
 from mlxfleet.common.tally import Tally
 
+children = {}
+make_child = MetricWrapperBase.labels
+
 def nothing(self, *_, **__):
     return None
+
+def same_child(self, *values, **named):
+    if (child := children.get(id(self))) is None:
+        child = children[id(self)] = make_child(self, *values, **named)
+    return child
 
 prometheus_client.Counter.inc = nothing
 prometheus_client.Gauge.set = nothing
 prometheus_client.Histogram.observe = nothing
-MetricWrapperBase.labels = lambda self, *_, **__: self
+MetricWrapperBase.labels = same_child
 Tally.observe = nothing
 """
 WITH, WITHOUT = "recording", "without"
@@ -90,7 +99,8 @@ async def all_rounds(options: Options, console: Console) -> dict[str, list[float
             for side in sides:
                 spec = mlxfleet_spec(options.model, ["--memory-gb", "2"])
                 if side == WITHOUT:
-                    command = ["env", f"PYTHONPATH={folder}", *spec.command]
+                    paths = [name, *filter(None, [os.environ.get("PYTHONPATH")])]
+                    command = ["env", f"PYTHONPATH={os.pathsep.join(paths)}", *spec.command]
                     spec = msgspec.structs.replace(spec, command=command)
                 found[side].append(await measure(options, spec, folder, number))
             speeds = ", ".join(f"{side} {values[-1]:,.0f}" for side, values in found.items())
