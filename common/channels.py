@@ -36,6 +36,9 @@ TCP_SILENCE_MS = 2_000
 TCP_CONNECT_MS = 2_000
 TCP_HANDSHAKE_MS = 5_000
 
+# What is subscribed to begins with this.
+EVERYTHING = b""
+
 In = TypeVar("In")
 Out = TypeVar("Out")
 
@@ -74,6 +77,8 @@ class Channel(Generic[In, Out]):
             self.socket.setsockopt(zmq.IDENTITY, identity.encode())
         if kind == zmq.ROUTER:
             self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        if kind == zmq.SUB:
+            self.socket.setsockopt(zmq.SUBSCRIBE, EVERYTHING)
         self._parts = 2 if kind == zmq.ROUTER else 1
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(receives)
@@ -214,3 +219,13 @@ def client(
 ) -> Channel[Any, Any]:
     """A channel to one server, under an identity that is new in every incarnation."""
     return Channel(context, zmq.DEALER, receives, connect=connect, identity=name, security=security)
+
+
+def publisher(context: zmq.Context[Any], bind: str) -> Channel[Any, Any]:
+    """A channel that tells everybody who listens, and nobody if there is none."""
+    return Channel(context, zmq.PUB, None, bind=bind)
+
+
+def subscriber(context: zmq.Context[Any], receives: Any, connect: str) -> Channel[Any, Any]:
+    """A channel that listens to a publisher, whenever there is one."""
+    return Channel(context, zmq.SUB, receives, connect=connect)

@@ -218,6 +218,20 @@ class Telemetry(Struct, frozen=True, omit_defaults=True, kw_only=True):
     thermal_state: int | None = None
     failures: dict[str, int] = {}
 
+    @property
+    def temperature_c(self) -> float | None:
+        """Of the hottest part that has a sensor."""
+        known = (self.cpu_temperature_c, self.gpu_temperature_c)
+        return max((celsius for celsius in known if celsius is not None), default=None)
+
+
+class MachineSample(Struct, tag="machine_sample", frozen=True):
+    """What a machine's telemetry process says once a second: its sensors, and for nodes that are
+    said to have others (simulated ones) theirs by node."""
+
+    machine: Telemetry
+    nodes: dict[str, Telemetry] = {}
+
 
 # --- router <-> node (its scheduler) ----------------------------------------------------------
 
