@@ -28,6 +28,7 @@ from mlxfleet.common.messages import (
     Tokens,
 )
 from mlxfleet.workers.chunking import ChunkSizer, share_out
+from mlxfleet.workers.cool_baseline import CoolBaseline
 from mlxfleet.workers.kv_events import KvJournal
 from mlxfleet.workers.prefix_tree import Lease, Match, PrefixTree, Write
 from mlxfleet.workers.sequence import Sequence, State
@@ -70,6 +71,7 @@ class Scheduler:
         self._prefilled = prefilled
         self._now = now
         self._sizer = ChunkSizer(options.itl_budget_ms / 1000, options.max_chunk_tokens)
+        self._baseline = CoolBaseline(now)
         self._arrivals = itertools.count()
         self._sequences: dict[str, Sequence] = {}
         self._waiting: OrderedDict[str, Sequence] = OrderedDict()
@@ -129,17 +131,22 @@ class Scheduler:
     @property
     def prefill_tokens_per_s(self) -> float:
         """How fast prompts are computed beside the rows that decode now; 0 if unknown."""
-        return self._sizer.prefill_rate(self._decoding)
+        return self._sizer.prefill_rate(self._decoding) / self._baseline.relief
 
     @property
     def decode_step_s(self) -> float:
         """Seconds of a decode step with one row more than now."""
-        return self._sizer.cost.decode_s(self._decoding + 1)
+        return self._sizer.cost.decode_s(self._decoding + 1) * self._baseline.relief
 
     @property
     def decode_row_s(self) -> float:
         """Seconds that each row adds to a decode step."""
-        return self._sizer.cost.per_row_s
+        return self._sizer.cost.per_row_s * self._baseline.relief
+
+    @property
+    def slowdown(self) -> float:
+        """How many times as long passes take as when the machine was cool."""
+        return self._baseline.slowdown
 
     @property
     def _decoding(self) -> int:
@@ -265,12 +272,7 @@ class Scheduler:
         self.generated_tokens += len(step.ids)
         self.busy_s += step.pass_s
         self.idle_s += step.idle_s
-        self._sizer.observe(
-            rows=step.decoded_rows,
-            tokens=sum(tokens for _, tokens in step.prefilled),
-            pairs=sum(self._pairs(row, tokens) for row, tokens in step.prefilled),
-            seconds=step.pass_s,
-        )
+        self._measure(step)
         self._take_prefill(step)
         columns: dict[str, Tokens] = {}
         for position, (row, token) in enumerate(zip(step.rids, step.ids, strict=True)):
@@ -290,6 +292,17 @@ class Scheduler:
             if finish is not None:
                 self._finish(sequence, finish)
         yield from columns.items()
+
+    def _measure(self, step: Step) -> None:
+        """Learn from how long the pass took."""
+        rows, seconds = step.decoded_rows, step.pass_s
+        tokens = sum(tokens for _, tokens in step.prefilled)
+        pairs = sum(self._pairs(row, tokens) for row, tokens in step.prefilled)
+        context = sum(s.tokens for s in map(self._running.get, step.rids) if s is not None)
+        self._sizer.observe(rows=rows, tokens=tokens, pairs=pairs, seconds=seconds)
+        self._baseline.observe(
+            rows=rows, tokens=tokens, context=context, pairs=pairs, seconds=seconds
+        )
 
     def _pairs(self, row: str, tokens: int) -> float:
         """With how many tokens attention compared those that were just prefilled."""

@@ -23,6 +23,7 @@ from mlxfleet.common.messages import (
     PROTOCOL_VERSION,
     Admitted,
     Generate,
+    MachineSample,
     NodeStatus,
     NodeToDetokenizer,
     NodeToRouter,
@@ -44,6 +45,8 @@ from mlxfleet.common.messages import (
 from mlxfleet.common.metrics_address import shown_address
 from mlxfleet.common.metrics_server import MetricsServer
 from mlxfleet.common.process import Service, fail, run_service
+from mlxfleet.common.telemetry.latest import LatestTelemetry
+from mlxfleet.workers.machine_metrics import MachineCollector
 from mlxfleet.workers.node_metrics import NodeCollector, NodeMetrics
 from mlxfleet.workers.scheduler import Scheduler
 
@@ -80,6 +83,7 @@ class SchedulerService(Service):
         self._owns_context = context is None
         self._context = context or zmq.Context()
         self._told = told
+        self._telemetry = LatestTelemetry(told.node)
         self._metrics = self._make_metrics(told.info.model)
         self._metrics_server = MetricsServer(lambda: self._metrics.render())
         self._metrics_address = ""
@@ -109,6 +113,7 @@ class SchedulerService(Service):
         metrics = NodeMetrics(self._told.node, model)
         collector = NodeCollector(metrics.labels, self._status, lambda: self._worker)
         metrics.registry.register(collector)
+        metrics.registry.register(MachineCollector(metrics.labels, self._telemetry))
         return metrics
 
     async def startup(self) -> None:
@@ -126,6 +131,11 @@ class SchedulerService(Service):
             self._context, WorkerToScheduler, self._told.worker_address
         )
         self._workers.attach(self._on_worker)
+        if address := self._told.telemetry_address:
+            self._sensors: channels.Channel[MachineSample, None] = channels.subscriber(
+                self._context, MachineSample, address
+            )
+            self._sensors.attach(lambda _, sample: self._telemetry.take(sample))
         self._connect_router()
         self._reporting = asyncio.create_task(self._report_regularly())
 
@@ -139,6 +149,8 @@ class SchedulerService(Service):
             self._telling.cancel()
         for _, channel in self._detokenizers.values():
             channel.close()
+        if self._told.telemetry_address:
+            self._sensors.close()
         self._workers.close()
         self._router.close()
         if self._owns_context:
@@ -366,7 +378,7 @@ class SchedulerService(Service):
             + self._router.dropped_frames
             + self._workers.dropped_frames,
             worker_dropped_frames=worker.dropped_frames if worker else 0,
-            worker_memory_bytes=worker.memory_bytes if worker else 0,
+            worker_memory_bytes=worker.memory_bytes + worker.mlx_cache_bytes if worker else 0,
             rss_bytes=resident_bytes(),
             received=self._scheduler.received,
             queued_prefill_tokens=self._scheduler.queued_prefill_tokens,
@@ -378,6 +390,8 @@ class SchedulerService(Service):
             cold_age_s=self._scheduler.cold_age_s,
             kv_sequence=self._scheduler.journal.sequence,
             info=self._told.info,
+            slowdown=self._scheduler.slowdown,
+            telemetry=self._telemetry.fresh,
             metrics_address=self._metrics_address,
         )
 
