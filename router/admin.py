@@ -29,13 +29,17 @@ class Admin:
 
     async def _fleet(self, http: web.Request) -> web.Response:
         nodes, loads = self._dispatcher.nodes, self._dispatcher.loads()
+        weights = self._dispatcher.weights()
         return json(
             {
                 "router": {
                     "sequences": self._admission.sequences,
                     "queued": {p: self._admission.depth(p) for p in PRIORITIES},
                 },
-                "nodes": [self._node(name, loads[name]) for name in sorted(nodes.status)],
+                "nodes": [
+                    self._node(name, loads[name], weights.get(name))
+                    for name in sorted(nodes.status)
+                ],
             }
         )
 
@@ -45,10 +49,11 @@ class Admin:
         if not self._dispatcher.nodes.drain(name, draining):
             known = ", ".join(sorted(self._dispatcher.nodes.status)) or "none"
             raise NodeNotFoundError(f"there is no node {name!r}; known nodes: {known}")
-        return json(self._node(name, self._dispatcher.loads()[name]))
+        weight = self._dispatcher.weights().get(name)
+        return json(self._node(name, self._dispatcher.loads()[name], weight))
 
-    def _node(self, name: str, sequences: int) -> dict[str, Any]:
-        """A node as /fleet shows it."""
+    def _node(self, name: str, sequences: int, weight: float | None) -> dict[str, Any]:
+        """A node as /fleet shows it; a dead one has no weight."""
         nodes = self._dispatcher.nodes
         status = nodes.status[name]
         return {
@@ -73,6 +78,10 @@ class Admin:
             "restarts": nodes.pool.peers[name].restarts,
             "worker_restarts": status.worker_restarts,
             "worker_memory_bytes": status.worker_memory_bytes,
+            "weight": weight and round(weight, 3),
+            "slowdown": round(status.slowdown, 3),
+            "temperature_c": status.telemetry and status.telemetry.temperature_c,
+            "telemetry": status.telemetry,
         }
 
 

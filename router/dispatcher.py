@@ -185,6 +185,16 @@ class Dispatcher:
         """How many sequences each node has."""
         return Counter(s.node for s in self._sequences.values() if not s.ended)
 
+    def weights(self) -> dict[str, float]:
+        """The weight of each node that is not dead, among those of its model."""
+        by_model: dict[str, list[str]] = {}
+        for node in self.nodes.present():
+            by_model.setdefault(self.nodes.model_of(node), []).append(node)
+        weights: dict[str, float] = {}
+        for names in by_model.values():
+            weights |= self._routing.weights.among(names)
+        return weights
+
     def _choose(self, sequence: Sequence, ready: list[NodeStatus]) -> str:
         with self._metrics.stages.timed(sequence.model, "route"):
             return self._routing.choose(sequence, ready)

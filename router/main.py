@@ -25,6 +25,7 @@ from mlxfleet.router.routing import Routing
 from mlxfleet.router.routing_metrics import RoutingCollector
 from mlxfleet.router.scrape_targets import scrape_targets
 from mlxfleet.router.tokenizers import Tokenizers
+from mlxfleet.router.weight_metrics import WeightCollector
 
 CUT_OFF_S = 0.1
 
@@ -49,7 +50,11 @@ class RouterService(Service):
                 self._context, told.security, metrics.refused_nodes.labels("key").inc
             )
         self._tokenizers = Tokenizers(self._context, told.tokenizer_address, session)
-        routing = Routing(options.routing, max_index_blocks=options.cache_index_blocks)
+        routing = Routing(
+            options.routing,
+            max_index_blocks=options.cache_index_blocks,
+            node_weights=options.node_weights,
+        )
         metrics.registry.register(RoutingCollector(routing))
         self._dispatcher = Dispatcher(
             self._context,
@@ -78,6 +83,7 @@ class RouterService(Service):
             "detokenizer": self._dispatcher.detokenizers.pool,
         }
         metrics.registry.register(FleetCollector(front, self._dispatcher))
+        metrics.registry.register(WeightCollector(self._dispatcher))
         self._api = Api(
             keys=told.keys,
             front=Front(

@@ -22,6 +22,7 @@ from mlxfleet.router.policies.round_robin import RoundRobin
 from mlxfleet.router.policies.session import Session
 from mlxfleet.router.policies.ttft import Ttft
 from mlxfleet.router.sequences import Sequence
+from mlxfleet.router.weights import Weights
 
 # A sequence's blocks count for so long after its end, until its node has told of them.
 LINGER_S = 1.0
@@ -43,6 +44,7 @@ class Routing:
         policy: RoutingName,
         *,
         max_index_blocks: int,
+        node_weights: bool = True,
         rng: random.Random | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -51,6 +53,7 @@ class Routing:
         self.index = CacheIndex(max_index_blocks)
         self.feed = CacheFeed(self.index)
         self.loads = Loads()
+        self.weights = Weights(wanted=node_weights)
         # Nodes whose model's prefixes can be reused.
         self._reusing: set[str] = set()
         self._promises: dict[str, Promise] = {}
@@ -64,9 +67,14 @@ class Routing:
         self._let_go(now)
         tokens = len(sequence.prompt_ids) + len(sequence.output_ids)
         matched = self.index.matched_blocks(sequence.block_hashes)
+        weights = self.weights.among(status.name for status in nodes)
         candidates = [
             self.loads.candidate(
-                status, cached_tokens(tokens, matched.get(status.name, 0)), tokens, now
+                status,
+                cached_tokens(tokens, matched.get(status.name, 0)),
+                tokens,
+                now,
+                weights[status.name],
             )
             for status in nodes
         ]
@@ -107,6 +115,7 @@ class Routing:
         if fresh:
             self.feed.forget(status.name)
         self.loads.report(status, now, fresh=fresh)
+        self.weights.report(status, now)
         if status.model is not None and status.model.cold_blocks:
             self._reusing.add(status.name)
         else:
@@ -125,6 +134,7 @@ class Routing:
         """Forget every other node."""
         self.feed.keep(alive)
         self.loads.keep(alive)
+        self.weights.keep(alive)
         self._reusing &= alive
 
     # --- promises -----------------------------------------------------------------------------

@@ -5,6 +5,10 @@ this come, in seconds too, what its choice costs others: its row in every decode
 computed though another node has it cached (so a conversation stays where it is until that node is
 saturated); and what it pushes out of a full prefix cache, which hurts the more the sooner that is
 needed again.
+
+All of it is divided by the node's weight. Reports have what passes take now, so the slowness of a
+hot machine counts twice: what it is given makes it hotter, and a stall of one that swaps is seen
+only when the request is there.
 """
 
 from __future__ import annotations
@@ -50,7 +54,7 @@ class Ttft:
             rate = node.prefill_tokens_per_s or usual
             prefill_s = (node.waiting_tokens + needed + again) / rate
             seconds = slot_wait_s(node) + prefill_s + steps * node.decode_step_s
-            costs.append(seconds * node.weight)
+            costs.append(seconds / node.weight)
         limit = min(costs) * (1 + TIE_SHARE) + TIE_S
         tied = [node for node, cost in zip(nodes, costs, strict=True) if cost <= limit]
         best = max((node.cached_tokens, node.free_blocks) for node in tied)

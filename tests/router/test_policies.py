@@ -48,7 +48,7 @@ def test_ties_are_random() -> None:
     ids=str,
 )
 def test_the_node_that_answers_sooner_is_chosen(better: dict[str, object]) -> None:
-    worse = {"waiting_tokens": 200, "decode_step_s": 0.02, "weight": 1.5, "free_blocks": 500}
+    worse = {"waiting_tokens": 200, "decode_step_s": 0.02, "weight": 0.7, "free_blocks": 500}
     worse = {key: value for key, value in worse.items() if key in better}
     assert pick(node("a", **worse), node("b", **better)) == "b"
 
@@ -103,7 +103,7 @@ def test_round_robin_takes_turns_also_when_nodes_change() -> None:
 
 def test_least_loaded_counts_sequences() -> None:
     policy = LeastLoaded(random.Random(1))
-    nodes = [node("a", sequences=2), node("b", sequences=1), node("c", sequences=1, weight=3.0)]
+    nodes = [node("a", sequences=2), node("b", sequences=1), node("c", sequences=1, weight=0.3)]
     assert policy.pick(PROMPT, nodes) == "b"
 
 
