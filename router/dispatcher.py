@@ -188,7 +188,7 @@ class Dispatcher:
     def weights(self) -> dict[str, float]:
         """The weight of each node that is not dead, among those of its model."""
         by_model: dict[str, list[str]] = {}
-        for node in self.nodes.present():
+        for node in sorted(self.nodes.present()):
             by_model.setdefault(self.nodes.model_of(node), []).append(node)
         weights: dict[str, float] = {}
         for names in by_model.values():

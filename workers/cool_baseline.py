@@ -30,7 +30,7 @@ MAX_KINDS = 2048
 # So many rows, and tiles of prompt tokens, are told apart exactly, more in steps.
 EXACT, STEP = 16, 1.06
 # Attention is a part of a pass, and with less context than this a small one.
-LEAST_CONTEXT, CONTEXT_STEP = 1024, 1.15
+LEAST_CONTEXT, CONTEXT_STEP = 1024, 1.1
 # A machine that has nothing to do loses half of its slow-down in this time.
 COOLING_S = 30.0
 # What was seen before such a pause says nothing of now.

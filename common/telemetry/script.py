@@ -73,7 +73,8 @@ def read_script(path: Path) -> Script:
             raise ConfigError(f"--telemetry: {path} is larger than {MAX_BYTES:,} bytes")
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--telemetry: cannot read the script {path}: {error}") from error
+        why = f"it is not auto or off, and cannot be read as a script: {error}"
+        raise ConfigError(f"--telemetry {path}: {why}") from error
     lines = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
