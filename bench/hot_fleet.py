@@ -39,14 +39,14 @@ from mlxfleet.bench.servers import ServerError, ServerSpec, mlxfleet_spec, servi
 NODES = ("node-0", "node-1", "node-2", "node-3")
 THROTTLED, SWAPPING = "node-1", "node-2"
 THROTTLE = f"{THROTTLED} slow 1.43\n"
-STALL = f"{SWAPPING} slow 4\n"
+STALL = f"{SWAPPING} slow 6\n"
 # Mean length of stalls, and of the time between them, in seconds.
-STALL_S, BETWEEN_S = 1.0, 2.0
+STALL_S, BETWEEN_S = 1.5, 4.0
 COOL = '{"sensors": {"gpu_temperature_c": 55, "memory_pressure": 0, "thermal_state": 0}}\n'
 TROUBLE = (
     COOL
     + f'{{"node": "{THROTTLED}", "sensors": {{"gpu_temperature_c": 99, "thermal_state": 2}}}}\n'
-    + f'{{"node": "{SWAPPING}", "sensors": {{"memory_pressure": 2, "swap_used_bytes": 6e9}}}}\n'
+    + f'{{"node": "{SWAPPING}", "sensors": {{"memory_pressure": 2, "swap_used_bytes": 6000000000}}}}\n'
 )
 SIDES = {"on": "--node-weights", "off": "--no-node-weights"}
 WANTED = 0.2
@@ -60,7 +60,7 @@ class Options:
     model: Path
     """MLX model folder, for its tokenizer."""
 
-    rate: float = 14.0
+    rate: float = 8.0
     """Requests a second; the times between them are exponentially distributed."""
 
     seconds: float = 20.0

@@ -138,4 +138,5 @@ class Loads:
             free_blocks=max(model.cold_blocks - used, 0) if model is not None else 0,
             cache_age_s=status.cold_age_s,
             weight=weight,
+            slowdown=status.slowdown,
         )

@@ -5,7 +5,9 @@ much context. What such passes take at best is the median of a few, so that neit
 held up nor one whose time was partly hidden says anything; whatever is faster becomes the new
 best. How slow it is now is the median over the last passes of known kinds, in units of their best.
 
-The fitted cost of passes (`chunking.PassCost`) is of no use here: it follows the heat.
+The fitted cost of passes (`chunking.PassCost`) is of no use here: it follows the heat, and slowly.
+`relief` is what brings it up to date, so that a node that has stalled once does not look slow, and
+get nothing to do, for as long as it has nothing to do.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from statistics import median
 from typing import NamedTuple
 
 from mlxfleet.common.kv_sizes import CHUNK_TILE
+from mlxfleet.workers.chunking import FORGETTING
 
 # Passes of a kind of which the median counts.
 GROUP = 8
@@ -77,6 +80,8 @@ class CoolBaseline:
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._last_s = now()
         self._slowdown = 1.0
+        # What of it is in costs that are fitted to the same passes.
+        self._fitted = 1.0
 
     @property
     def slowdown(self) -> float:
@@ -85,8 +90,9 @@ class CoolBaseline:
 
     @property
     def relief(self) -> float:
-        """How many times as long passes should take now as they did when the last one ran."""
-        return self.slowdown / max(1.0, self._slowdown)
+        """By which factor passes should take longer now than costs say that are fitted to them; 1
+        if all is as it was."""
+        return self.slowdown / self._fitted
 
     def observe(
         self, *, rows: int, tokens: int, context: int, pairs: float, seconds: float
@@ -98,10 +104,13 @@ class CoolBaseline:
             return
         self._wake()
         times = self._times_of(Kind.of(rows, tokens, context, pairs))
+        ratio = self._slowdown
         if times.best_s is not None:
-            self._recent.append(min(seconds / times.best_s, times.witness))
+            ratio = min(seconds / times.best_s, times.witness)
+            self._recent.append(ratio)
             if len(self._recent) >= LEAST_RECENT:
                 self._slowdown = median(self._recent)
+        self._fitted += (1 - FORGETTING) * (max(1.0, ratio) - self._fitted)
         times.since.append(seconds)
         if len(times.since) == GROUP:
             self._learn(times, median(times.since))

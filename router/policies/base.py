@@ -27,8 +27,8 @@ class Candidate(Struct, frozen=True, kw_only=True):
     step with this request in it, `sequence_s` how long sequences run. `kv_full` says that it would
     have to wait for memory. Of the prefix cache's `cache_blocks` so many are free; the one to be
     evicted next has not been used for `cache_age_s`. `weight` is how much of its usual work the
-    node should get, 1 for all of it and less if its machine is not well: what the choice costs
-    there is divided by it.
+    node should get, 1 for all of it and less if its machine is not well; `slowdown` is how many
+    times as long as usual its times are already.
     """
 
     name: str
@@ -46,6 +46,12 @@ class Candidate(Struct, frozen=True, kw_only=True):
     free_blocks: int = 0
     cache_age_s: float = 0.0
     weight: float = 1.0
+    slowdown: float = 1.0
+
+    @property
+    def foreboding(self) -> float:
+        """By how much times may get longer than they are now, going by the weight; at least 1."""
+        return max(1.0, 1 / (self.weight * self.slowdown))
 
 
 class Policy(Protocol):

@@ -6,9 +6,8 @@ computed though another node has it cached (so a conversation stays where it is 
 saturated); and what it pushes out of a full prefix cache, which hurts the more the sooner that is
 needed again.
 
-All of it is divided by the node's weight. Reports have what passes take now, so the slowness of a
-hot machine counts twice: what it is given makes it hotter, and a stall of one that swaps is seen
-only when the request is there.
+Reports have what passes take now, so a node that is slow all the time needs no weight here. What
+its weight says beyond that is how long things take on it every now and then, as when it swaps.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ class Ttft:
             rate = node.prefill_tokens_per_s or usual
             prefill_s = (node.waiting_tokens + needed + again) / rate
             seconds = slot_wait_s(node) + prefill_s + steps * node.decode_step_s
-            costs.append(seconds / node.weight)
+            costs.append(seconds * node.foreboding)
         limit = min(costs) * (1 + TIE_SHARE) + TIE_S
         tied = [node for node, cost in zip(nodes, costs, strict=True) if cost <= limit]
         best = max((node.cached_tokens, node.free_blocks) for node in tied)

@@ -113,13 +113,25 @@ def test_a_machine_that_rests_cools() -> None:
     machine = Machine()
     machine.run(50)
     machine.heat = 2.0
-    machine.run(RECENT)
-    assert machine.baseline.relief == pytest.approx(1.0)
+    machine.run(100)
+    assert machine.baseline.relief == pytest.approx(1.0, abs=0.05)
     machine.now += COOLING_S
     assert machine.baseline.slowdown == pytest.approx(1.5, rel=0.05)
     assert machine.baseline.relief == pytest.approx(0.75, rel=0.05)
     machine.heat = 1.0
     assert machine.run(RECENT) == pytest.approx(1.0, abs=0.05)
+
+
+def test_costs_that_have_not_followed_yet_are_brought_up_to_date() -> None:
+    machine = Machine()
+    machine.run(100)
+    machine.heat = 10.0
+    machine.run(RECENT)
+    assert machine.baseline.relief > 1.5
+    machine.heat = 1.0
+    machine.run(RECENT)
+    assert machine.baseline.slowdown < 1.1
+    assert machine.baseline.relief < 0.4
 
 
 def test_what_was_seen_before_a_pause_does_not_count_after_it() -> None:
