@@ -5,8 +5,8 @@ Usage: `python -m mlxfleet.bench.hot_fleet --model DIR`
 Two fleets of four simulated nodes, which differ in `--node-weights` only, take turns at the same
 requests at the same times. After a cool round each, which teaches the nodes what passes take,
 node-1 throttles (passes take 1.43 times as long, so it is slower by 30%, and its telemetry says so)
-and node-2 swaps: its memory pressure is critical, and again and again its passes take four times as
-long for a second or so, at moments that are the same for both fleets.
+and node-2 swaps: its memory pressure is critical, and every few seconds its passes take six times
+as long for a second or two, at moments that are the same for both fleets.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ COOL = '{"sensors": {"gpu_temperature_c": 55, "memory_pressure": 0, "thermal_sta
 TROUBLE = (
     COOL
     + f'{{"node": "{THROTTLED}", "sensors": {{"gpu_temperature_c": 99, "thermal_state": 2}}}}\n'
-    + f'{{"node": "{SWAPPING}", "sensors": {{"memory_pressure": 2, "swap_used_bytes": 6000000000}}}}\n'
+    + f'{{"node": "{SWAPPING}", "sensors": {{"memory_pressure": 2}}}}\n'
 )
 SIDES = {"on": "--node-weights", "off": "--no-node-weights"}
 WANTED = 0.2
@@ -60,7 +60,7 @@ class Options:
     model: Path
     """MLX model folder, for its tokenizer."""
 
-    rate: float = 8.0
+    rate: float = 9.0
     """Requests a second; the times between them are exponentially distributed."""
 
     seconds: float = 20.0

@@ -6,8 +6,8 @@ held up nor one whose time was partly hidden says anything; whatever is faster b
 best. How slow it is now is the median over the last passes of known kinds, in units of their best.
 
 The fitted cost of passes (`chunking.PassCost`) is of no use here: it follows the heat, and slowly.
-`relief` is what brings it up to date, so that a node that has stalled once does not look slow, and
-get nothing to do, for as long as it has nothing to do.
+`relief` is what brings it up to date, so that a node that has stalled once does not look slow for
+long.
 """
 
 from __future__ import annotations
@@ -94,6 +94,15 @@ class CoolBaseline:
         if all is as it was."""
         return self.slowdown / self._fitted
 
+    @property
+    def rested(self) -> bool:
+        """Whether no pass has run for so long that the last ones say nothing of now."""
+        return self._now() - self._last_s > PAUSE_S
+
+    def forget_fit(self) -> None:
+        """Costs are fitted to passes of a cool machine from now on."""
+        self._fitted = 1.0
+
     def observe(
         self, *, rows: int, tokens: int, context: int, pairs: float, seconds: float
     ) -> None:
@@ -122,13 +131,12 @@ class CoolBaseline:
 
     def _wake(self) -> None:
         """Before a pass: what is left of the slow-down after a pause."""
-        now = self._now()
-        if now - self._last_s > PAUSE_S:
+        if self.rested:
             self._slowdown = self.slowdown
             self._recent.clear()
             for times in self._kinds.values():
                 times.since.clear()
-        self._last_s = now
+        self._last_s = self._now()
 
     def _times_of(self, kind: Kind) -> Times:
         times = self._kinds.setdefault(kind, Times())

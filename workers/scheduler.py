@@ -72,6 +72,7 @@ class Scheduler:
         self._now = now
         self._sizer = ChunkSizer(options.itl_budget_ms / 1000, options.max_chunk_tokens)
         self._baseline = CoolBaseline(now)
+        self._fit_is_fresh = True
         self._arrivals = itertools.count()
         self._sequences: dict[str, Sequence] = {}
         self._waiting: OrderedDict[str, Sequence] = OrderedDict()
@@ -235,13 +236,7 @@ class Scheduler:
         """
         self._model = model
         self._tree = PrefixTree(model.cold_blocks, self.journal)
-        for measured in model.passes * TIMES_LEARNED:
-            self._sizer.observe(
-                rows=measured.rows,
-                tokens=measured.tokens,
-                pairs=measured.tokens**2 / 2,
-                seconds=measured.seconds,
-            )
+        self._learn_passes(model)
         self._commands.clear()
         self._passes_ahead.clear()
         self.kv_used_bytes = 0
@@ -260,6 +255,26 @@ class Scheduler:
         for rejection in rejected:
             self.release(rejection.rid)
         return rejected
+
+    def rest(self) -> None:
+        """To be called now and then. A node that was slow when its last passes ran gets nothing to
+        do, so it would never look faster: after a pause it knows what passes took at load."""
+        if self._fit_is_fresh or self._running or not self._baseline.rested:
+            return
+        if self._model is not None and self._model.passes:
+            self._sizer.forget()
+            self._baseline.forget_fit()
+            self._learn_passes(self._model)
+
+    def _learn_passes(self, model: ModelInfo) -> None:
+        for measured in model.passes * TIMES_LEARNED:
+            self._sizer.observe(
+                rows=measured.rows,
+                tokens=measured.tokens,
+                pairs=measured.tokens**2 / 2,
+                seconds=measured.seconds,
+            )
+        self._fit_is_fresh = True
 
     def on_admitted(self, row: str) -> None:
         """The worker runs a sequence from now on; if it dies, that may be the cause."""
@@ -295,6 +310,7 @@ class Scheduler:
 
     def _measure(self, step: Step) -> None:
         """Learn from how long the pass took."""
+        self._fit_is_fresh = False
         rows, seconds = step.decoded_rows, step.pass_s
         tokens = sum(tokens for _, tokens in step.prefilled)
         pairs = sum(self._pairs(row, tokens) for row, tokens in step.prefilled)

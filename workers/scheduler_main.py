@@ -331,6 +331,7 @@ class SchedulerService(Service):
     async def _report_regularly(self) -> None:
         while True:
             self._probe_worker()
+            self._scheduler.rest()
             self._send_status()
             self._deliver_again()
             await asyncio.sleep(STATUS_S)
