@@ -17,6 +17,7 @@ PACKAGES = ["bench", "common", "detokenizer_proc", "router", "tokenizer_proc", "
 WITHOUT_MLX = [
     "mlxfleet.common.cli",
     "mlxfleet.common.launch",
+    "mlxfleet.common.telemetry.main",
     "mlxfleet.router.main",
     "mlxfleet.tokenizer_proc.main",
     "mlxfleet.detokenizer_proc.main",
