@@ -47,10 +47,8 @@ class OtelSpan(Span):
 
     @property
     def traceparent(self) -> str:
-        """W3C context of this span; "" if it is not sampled."""
+        """W3C context of this span."""
         context = self.span.get_span_context()
-        if not context.trace_flags.sampled:
-            return ""
         return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
     def rename(self, name: str) -> None:
@@ -112,7 +110,7 @@ class OtelTracer(Tracer):
         span = self._tracer.start_span(
             name, context, SpanKind.SERVER, attributes, start_time=self._clock.ns(at)
         )
-        return OtelSpan(span, self._clock)
+        return self._wrapped(span)
 
     def start(
         self,
@@ -137,7 +135,7 @@ class OtelTracer(Tracer):
             links,
             start_time=self._clock.ns(time.monotonic() if at is None else at),
         )
-        return OtelSpan(span, self._clock)
+        return self._wrapped(span)
 
     def record(
         self,
@@ -156,16 +154,17 @@ class OtelTracer(Tracer):
         flushing.start()
         flushing.join(LAST_FLUSH_S)
 
+    def _wrapped(self, span: trace.Span) -> Span:
+        sampled = span.get_span_context().trace_flags.sampled
+        return OtelSpan(span, self._clock) if sampled else NO_SPAN
+
 
 def context_of(parent: Span | str) -> Context | None:
     """What a child of a span needs; None if the span is not recorded."""
-    match parent:
-        case OtelSpan():
-            span = parent.span
-            context = trace.set_span_in_context(span, Context())
-        case str() if parent:
-            context = propagator.extract({"traceparent": parent}, Context())
-            span = trace.get_current_span(context)
-        case _:
-            return None
-    return context if span.get_span_context().trace_flags.sampled else None
+    if isinstance(parent, OtelSpan):
+        return trace.set_span_in_context(parent.span, Context())
+    if not isinstance(parent, str) or not parent:
+        return None
+    context = propagator.extract({"traceparent": parent}, Context())
+    sampled = trace.get_current_span(context).get_span_context().trace_flags.sampled
+    return context if sampled else None

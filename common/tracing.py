@@ -29,7 +29,7 @@ class Span:
 
     @property
     def traceparent(self) -> str:
-        """W3C context for spans in other processes that belong to this; "" if it is not recorded."""
+        """W3C context for spans of other processes that belong to it; "" if it is not recorded."""
         return ""
 
     def rename(self, name: str) -> None:
