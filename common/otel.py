@@ -22,7 +22,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from mlxfleet.common.otel_export import make_exporter
+from mlxfleet.common.otel_export import make_sender
 from mlxfleet.common.tracing import NO_ATTRIBUTES, NO_SPAN, Attributes, Kind, Span, Tracer
 from mlxfleet.common.wall_clock import WallClock
 
@@ -89,10 +89,11 @@ class OtelTracer(Tracer):
         )
         self._clock = WallClock()
         # `close` takes the place of its own hook, which waits for half a minute.
+        self._sender = make_sender(endpoint)
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(
             BatchSpanProcessor(
-                make_exporter(endpoint),
+                self._sender,
                 max_queue_size=MAX_UNSENT,
                 max_export_batch_size=MAX_BATCH,
                 schedule_delay_millis=SEND_EVERY_MS,
@@ -150,6 +151,8 @@ class OtelTracer(Tracer):
 
     def close(self) -> None:
         """Send what is left, for a bounded time, whatever the collector does."""
+        if self._sender.failing:
+            self._sender.shutdown()
         flushing = threading.Thread(target=self._provider.shutdown, daemon=True)
         flushing.start()
         flushing.join(LAST_FLUSH_S)

@@ -30,6 +30,11 @@ class SpanSender(SpanExporter):
         self._endpoint = endpoint
         self._lost = 0
 
+    @property
+    def failing(self) -> bool:
+        """Whether the last spans could not be sent."""
+        return self._lost > 0
+
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Send spans, or drop them."""
         result = self._exporter.export(spans)
@@ -47,7 +52,7 @@ class SpanSender(SpanExporter):
         self._exporter.shutdown()
 
 
-def make_exporter(endpoint: str) -> SpanSender:
+def make_sender(endpoint: str) -> SpanSender:
     """What sends spans to the collector at a base URL, or at the full URL of its traces."""
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.CRITICAL)

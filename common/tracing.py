@@ -110,7 +110,7 @@ def check_tracing(observe: ObserveOptions) -> None:
         )
     try:
         importlib.import_module(RECORDER)
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise ConfigError(
             f"--otlp-endpoint: tracing needs {error.name}, which is not installed; install the"
             " extra with pip install 'mlxfleet[tracing]', or '.[tracing]' in a checkout"

@@ -152,7 +152,7 @@ class DetokenizerService(ClientService):
                 "mlxfleet.rid": stream.rid,
                 "mlxfleet.end": why,
                 "mlxfleet.characters": stream.chars,
-                "gen_ai.usage.output_tokens": stream.tokens,
+                "mlxfleet.output_tokens": stream.tokens,
             },
         )
 

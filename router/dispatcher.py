@@ -170,7 +170,7 @@ class Dispatcher:
         if sequence.node:
             log.info("%s goes on on %s: %s is %s", sequence.rid, node, sequence.node, state)
             self._metrics.failovers.labels(sequence.node).inc()
-            sequence.trace.moved(sequence.node, state, node)
+            sequence.trace.moved(sequence.node, state, node, lost=not state.well)
         self._routing.over(sequence)
         # It may only be stuck, and go on later.
         self.nodes.send(sequence.node, Release(sequence.rid))

@@ -52,7 +52,7 @@ class RequestTrace:
         """Say what the request asks for."""
         if not self._recorded:
             return
-        asked = {
+        asked: dict[str, str | int | float | None] = {
             "gen_ai.request.model": model,
             "gen_ai.request.stream": bool(request.stream),
             "gen_ai.request.max_tokens": request.max_tokens,

@@ -33,7 +33,7 @@ class SequenceTrace:
     def sent(self, node: str, known_tokens: int) -> str:
         """It is given to a node, with the tokens that are known already; returns the traceparent
         of the node's spans."""
-        self.left("lost by the node")
+        self.left("the node lost it", failed=True)
         self._attempts += 1
         self._attempt = self._tracer.start(
             "generate",
@@ -50,10 +50,10 @@ class SequenceTrace:
         self._on_node = True
         return self._attempt.traceparent
 
-    def moved(self, lost_node: str, state: str, node: str) -> None:
-        """Its node is lost or draining; it goes on on another."""
-        self.left(f"moved, the node is {state}")
-        attributes = {"mlxfleet.node": lost_node, "mlxfleet.state": state, "mlxfleet.to": node}
+    def moved(self, before: str, state: str, node: str, *, lost: bool) -> None:
+        """It goes on on another node: the one before is `lost`, or is draining."""
+        self.left(f"moved, the node is {state}", failed=lost)
+        attributes = {"mlxfleet.node": before, "mlxfleet.state": state, "mlxfleet.to": node}
         self._request.event("failover", attributes)
 
     def recovered(self) -> None:
@@ -67,10 +67,13 @@ class SequenceTrace:
 
     def finished(self, reason: str, tokens: int) -> None:
         """It has all its tokens."""
-        self._end({"mlxfleet.end": reason, "gen_ai.usage.output_tokens": tokens})
+        self._end({"mlxfleet.end": reason, "mlxfleet.output_tokens": tokens})
 
-    def left(self, why: str) -> None:
-        """It leaves its node, if it is still there, without having finished."""
+    def left(self, why: str, *, failed: bool = False) -> None:
+        """It leaves its node, if it is still there, without having finished; by the node's fault
+        if that `failed`."""
+        if failed and self._on_node:
+            self._attempt.fail(why)
         self._end({"mlxfleet.end": why})
 
     def _end(self, attributes: Attributes) -> None:

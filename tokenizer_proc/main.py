@@ -57,7 +57,7 @@ class TokenizerService(ClientService):
         span = self._tracer.start("encode", message.traceparent, at=began)
         match answer:
             case Tokenized():
-                span.set({"gen_ai.usage.input_tokens": sum(map(len, answer.token_ids))})
+                span.set({"mlxfleet.prompt_tokens": sum(map(len, answer.token_ids))})
             case TokenizeFailed():
                 span.fail(answer.message)
         span.end()
