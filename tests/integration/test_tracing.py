@@ -140,7 +140,7 @@ def test_stages_follow_each_other_inside_the_request(fleet: Fleet, collector: Co
 
 def test_a_stream_that_moves_stays_one_trace(fleet: Fleet, collector: Collector) -> None:
     trace = new_trace()
-    chunks = stream(fleet, trace, 400)
+    chunks = stream(fleet, trace, 500)
     next(chunks)
     busy = wait_for(
         lambda: [
@@ -155,7 +155,7 @@ def test_a_stream_that_moves_stays_one_trace(fleet: Fleet, collector: Collector)
         pool.submit(list, chunks).result(timeout=90)
     spans = collector.trace(trace, lambda spans: has_root(spans) and has_decode(spans))
     root = root_of(spans)
-    assert root.attributes["gen_ai.usage.output_tokens"] == 400
+    assert root.attributes["gen_ai.usage.output_tokens"] == 500
     assert not root.failed
 
     lost, resumed = named(spans, "generate")
@@ -194,10 +194,10 @@ def test_a_worker_that_dies_shows_in_the_nodes_spans(fleet: Fleet, collector: Co
 def test_a_refused_request_has_a_span_with_its_status(fleet: Fleet, collector: Collector) -> None:
     trace = new_trace()
     status, _, _ = fleet.post("/v1/completions", {"prompt": "Hi", "n": -1}, context(trace))
-    assert status == 400
+    assert status == 500
     [validate, root] = collector.trace(trace, lambda spans: len(spans) == 2)
     assert (validate.name, root.name) == ("validate", "text_completion")
-    assert root.attributes["http.response.status_code"] == 400
+    assert root.attributes["http.response.status_code"] == 500
     assert root.attributes["mlxfleet.outcome"] == "client_error"
     assert root.attributes["error.type"] == "InvalidRequestError"
     assert not root.failed
