@@ -77,8 +77,12 @@ def root_of(spans: list[Span]) -> Span:
     return root
 
 
-def has_root(spans: list[Span]) -> bool:
-    return any(span.service == "mlxfleet-router" and span.name.count(" ") for span in spans)
+def over(spans: list[Span], why: str) -> bool:
+    """Whether a request's span, its last decode and its stream are there. A process sends a span
+    when it is over, so the order in which they come is none."""
+    ends = [span.attributes["mlxfleet.end"] for span in named(spans, "decode")]
+    request = [span for span in spans if span.name.endswith(" tiny")]
+    return bool(request and why in ends and named(spans, "detokenize"))
 
 
 def named(spans: list[Span], name: str) -> list[Span]:
@@ -153,7 +157,7 @@ def test_a_stream_that_moves_stays_one_trace(fleet: Fleet, collector: Collector)
     fleet.kill(busy[0].replace("node", "scheduler"))
     with ThreadPoolExecutor(1) as pool:
         pool.submit(list, chunks).result(timeout=90)
-    spans = collector.trace(trace, lambda spans: has_root(spans) and has_decode(spans))
+    spans = collector.trace(trace, lambda spans: over(spans, "length"))
     root = root_of(spans)
     assert root.attributes["gen_ai.usage.output_tokens"] == 500
     assert not root.failed
@@ -171,10 +175,6 @@ def test_a_stream_that_moves_stays_one_trace(fleet: Fleet, collector: Collector)
     wait_for(lambda: ready(fleet, busy[0]), "the node to be back")
 
 
-def has_decode(spans: list[Span]) -> bool:
-    return bool(named(spans, "decode")) and bool(named(spans, "detokenize"))
-
-
 def test_a_worker_that_dies_shows_in_the_nodes_spans(fleet: Fleet, collector: Collector) -> None:
     trace = new_trace()
     chunks = stream(fleet, trace, 300)
@@ -182,7 +182,7 @@ def test_a_worker_that_dies_shows_in_the_nodes_spans(fleet: Fleet, collector: Co
     for worker in ("worker-0", "worker-1"):
         fleet.kill(worker)
     assert sum(1 for chunk in chunks if chunk.choices and chunk.choices[0].finish_reason) == 1
-    spans = collector.trace(trace, lambda spans: has_root(spans) and has_decode(spans))
+    spans = collector.trace(trace, lambda spans: over(spans, "length"))
     root_of(spans)
     assert len(named(spans, "queue")) > 1
     ends = [span.attributes["mlxfleet.end"] for span in named(spans, "decode")]
@@ -194,10 +194,10 @@ def test_a_worker_that_dies_shows_in_the_nodes_spans(fleet: Fleet, collector: Co
 def test_a_refused_request_has_a_span_with_its_status(fleet: Fleet, collector: Collector) -> None:
     trace = new_trace()
     status, _, _ = fleet.post("/v1/completions", {"prompt": "Hi", "n": -1}, context(trace))
-    assert status == 500
+    assert status == 400
     [validate, root] = collector.trace(trace, lambda spans: len(spans) == 2)
     assert (validate.name, root.name) == ("validate", "text_completion")
-    assert root.attributes["http.response.status_code"] == 500
+    assert root.attributes["http.response.status_code"] == 400
     assert root.attributes["mlxfleet.outcome"] == "client_error"
     assert root.attributes["error.type"] == "InvalidRequestError"
     assert not root.failed
@@ -211,7 +211,7 @@ def test_a_client_that_goes_away_ends_the_trace(fleet: Fleet, collector: Collect
     )
     next(iter(answer))
     answer.close()
-    spans = collector.trace(trace, lambda spans: has_root(spans) and has_decode(spans))
+    spans = collector.trace(trace, lambda spans: over(spans, "released"))
     assert root_of(spans).attributes["mlxfleet.outcome"] == "cancelled"
     assert named(spans, "decode")[0].attributes["mlxfleet.end"] == "released"
     assert named(spans, "detokenize")[0].attributes["mlxfleet.end"] == "closed"
