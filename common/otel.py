@@ -1,8 +1,7 @@
-"""Spans recorded with OpenTelemetry. The only module that imports it, and only if it is asked for:
-it is an extra.
+"""Spans recorded with OpenTelemetry, which is an extra: imported only if there is an endpoint.
 
-Whom a request's trace is sampled for is decided once, by the client's flag or where it starts
-(OTEL_TRACES_SAMPLER); one that is not leaves no traceparent in any message.
+Whether a request is sampled is decided once, by its client's flag or by OTEL_TRACES_SAMPLER; one
+that is not leaves no traceparent in any message.
 """
 
 from __future__ import annotations
@@ -88,8 +87,8 @@ class OtelTracer(Tracer):
             }
         )
         self._clock = WallClock()
-        # `close` takes the place of its own hook, which waits for half a minute.
         self._sender = make_sender(endpoint)
+        # `close` takes the place of its hook at exit, which waits for half a minute.
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(
             BatchSpanProcessor(

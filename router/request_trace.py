@@ -17,6 +17,7 @@ from mlxfleet.router.generation import Generation
 from mlxfleet.router.metrics import RequestRecord
 from mlxfleet.router.parameters import Parameters
 from mlxfleet.router.sequence_trace import SequenceTrace
+from mlxfleet.router.sequences import Sequence
 
 OPERATIONS = {"chat": "chat", "completions": "text_completion"}
 
@@ -55,7 +56,6 @@ class RequestTrace:
         asked: dict[str, str | int | float | None] = {
             "gen_ai.request.model": model,
             "gen_ai.request.stream": bool(request.stream),
-            "gen_ai.request.max_tokens": request.max_tokens,
             "gen_ai.request.temperature": request.temperature,
             "gen_ai.request.top_p": request.top_p,
             "gen_ai.request.top_k": request.top_k,
@@ -71,7 +71,8 @@ class RequestTrace:
         self._generation = generation
         if not self._recorded:
             return
-        self._span.set({"mlxfleet.rid": generation.rid})
+        most = generation.sequences[0].sampling.max_tokens
+        self._span.set({"mlxfleet.rid": generation.rid, "gen_ai.request.max_tokens": most})
         for sequence in generation.sequences:
             sequence.trace = SequenceTrace(self._tracer, self._span, sequence.rid)
 
@@ -80,15 +81,19 @@ class RequestTrace:
         match error:
             case RequestError() | web.HTTPException():
                 self.status = error.status
+                why = str(error)
             case asyncio.CancelledError() | ConnectionResetError():
                 self.status = None
+                why = ""
             case _:
+                # Its text may quote the request, which is nobody's business.
                 self.status = 500
+                why = type(error).__name__
         if self._recorded:
             self._span.set({"error.type": type(error).__name__})
             # What is the client's fault is no failure of a server's span.
             if self.status is not None and self.status >= 500:
-                self._span.fail(str(error))
+                self._span.fail(why)
 
     def end(self, outcome: str) -> None:
         """The request is over."""
@@ -113,13 +118,18 @@ class RequestTrace:
                 "gen_ai.usage.input_tokens": generation.prompt_tokens,
                 "gen_ai.usage.cache_read.input_tokens": generation.cached_tokens,
                 "gen_ai.usage.output_tokens": generation.completion_tokens,
-                "gen_ai.response.finish_reasons": [s.finish_reason or "error" for s in sequences],
+                "gen_ai.response.finish_reasons": [ending(s) for s in sequences],
             }
         )
         came = [s.trace.first_token for s in sequences if s.trace.first_token is not None]
         if came:
             first_s = min(came) - self._arrived
             self._span.set({"gen_ai.response.time_to_first_chunk": first_s})
+
+
+def ending(sequence: Sequence) -> str:
+    """Why a sequence ended, by itself or with its request."""
+    return sequence.finish_reason or ("error" if sequence.error else "cancelled")
 
 
 @contextmanager

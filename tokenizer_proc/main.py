@@ -59,7 +59,7 @@ class TokenizerService(ClientService):
             case Tokenized():
                 span.set({"mlxfleet.prompt_tokens": sum(map(len, answer.token_ids))})
             case TokenizeFailed():
-                span.fail(answer.message)
+                span.fail(answer.code or "the prompt cannot be encoded")
         span.end()
 
 

@@ -103,6 +103,7 @@ def test_a_stream_is_one_trace_under_the_clients_span(fleet: Fleet, collector: C
     assert (root.name, root.parent, root.tracestate) == ("chat tiny", CLIENT_SPAN, "vendor=1")
     assert root.attributes["gen_ai.request.model"] == "tiny"
     assert root.attributes["gen_ai.request.temperature"] == 0.5
+    assert root.attributes["gen_ai.request.max_tokens"] == 12
     assert root.attributes["gen_ai.usage.input_tokens"] > 100
     assert root.attributes["gen_ai.usage.output_tokens"] == 12
     assert root.attributes["gen_ai.response.finish_reasons"] == ["length"]
@@ -212,7 +213,9 @@ def test_a_client_that_goes_away_ends_the_trace(fleet: Fleet, collector: Collect
     next(iter(answer))
     answer.close()
     spans = collector.trace(trace, lambda spans: over(spans, "released"))
-    assert root_of(spans).attributes["mlxfleet.outcome"] == "cancelled"
+    root = root_of(spans)
+    assert root.attributes["mlxfleet.outcome"] == "cancelled"
+    assert root.attributes["gen_ai.response.finish_reasons"] == ["cancelled"]
     assert named(spans, "decode")[0].attributes["mlxfleet.end"] == "released"
     assert named(spans, "detokenize")[0].attributes["mlxfleet.end"] == "closed"
 
