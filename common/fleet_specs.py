@@ -39,6 +39,7 @@ from mlxfleet.common.preflight import SECRETS_ENV
 from mlxfleet.common.sim_specs import check_sim, sim_orders
 from mlxfleet.common.supervisor import ProcessSpec
 from mlxfleet.common.telemetry.source import OFF, check_source, telemetry_address
+from mlxfleet.common.tracing import check_tracing
 
 Process = (
     RouterProcess
@@ -81,6 +82,7 @@ class Launch:
             config.validated(part)
         check_sim(self.sim, self.worker)
         check_source(self.machine)
+        check_tracing(self.observe)
         if self.fleet.nodes > 1 and self.sim.engine == "mlx" and sys.platform == "darwin":
             raise ConfigError("--nodes: a Mac has one Metal device, so it can be one node only")
         return self

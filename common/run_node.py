@@ -27,6 +27,7 @@ from mlxfleet.common.sim_specs import check_sim, sim_orders
 from mlxfleet.common.supervising import supervise
 from mlxfleet.common.supervisor import ProcessSpec
 from mlxfleet.common.telemetry.source import check_source
+from mlxfleet.common.tracing import check_tracing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,7 @@ class NodeCommand:
             config.validated(part)
         check_sim(self.sim, self.worker)
         check_source(self.machine)
+        check_tracing(self.observe)
         if self.sim.sim_nodes_per_process > 1:
             raise ConfigError("--sim-nodes-per-process: this is one node; `launch` has several")
         return self
