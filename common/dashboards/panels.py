@@ -1,0 +1,231 @@
+"""The kinds of panels that the dashboards have, all of one look."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, TypeVar
+
+from grafana_foundation_sdk.builders import common as parts
+from grafana_foundation_sdk.builders import (
+    dashboard,
+    heatmap,
+    prometheus,
+    stat,
+    statetimeline,
+    table,
+    timeseries,
+)
+from grafana_foundation_sdk.models import common as options
+from grafana_foundation_sdk.models import heatmap as heatmap_options
+from grafana_foundation_sdk.models.dashboard import (
+    DataSourceRef,
+    DataTransformerConfig,
+    DynamicConfigValue,
+    FieldColorModeId,
+    Threshold,
+    ThresholdsMode,
+    ValueMap,
+    ValueMapping,
+    ValueMappingResult,
+)
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+
+Panel = timeseries.Panel | stat.Panel | heatmap.Panel | statetimeline.Panel | table.Panel
+P = TypeVar("P", timeseries.Panel, stat.Panel, heatmap.Panel, statetimeline.Panel, table.Panel)
+
+DATASOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
+HEIGHT = 8
+STAT_HEIGHT = 4
+
+
+class Query(NamedTuple):
+    """An expression, and what its series are called."""
+
+    expr: str
+    legend: str
+
+
+class Limits(NamedTuple):
+    """From where on a figure needs attention, and from where on action. A figure that should be
+    high is `falling`: it needs them below."""
+
+    warning: float | None = None
+    critical: float | None = None
+    falling: bool = False
+
+    def steps(self) -> list[Threshold]:
+        """Colours from the lowest value up."""
+        if self.falling:
+            borders = [(None, "red"), (self.critical, "orange"), (self.warning, "green")]
+        else:
+            borders = [(None, "green"), (self.warning, "orange"), (self.critical, "red")]
+        return [Threshold(value, color) for value, color in borders[:1]] + [
+            Threshold(value, color) for value, color in borders[1:] if value is not None
+        ]
+
+
+NO_LIMITS = Limits()
+
+
+class State(NamedTuple):
+    """What a coded value means."""
+
+    name: str
+    color: str
+
+
+class Column(NamedTuple):
+    """A column of a table, out of an expression that has one sample for each row."""
+
+    title: str
+    expr: str
+    unit: str
+    limits: Limits = NO_LIMITS
+    states: tuple[State, ...] = ()
+
+
+def graph(
+    title: str,
+    text: str,
+    unit: str,
+    *queries: Query,
+    width: int = 8,
+    limits: Limits = NO_LIMITS,
+    stacked: bool = False,
+    colors: Mapping[str, str] | None = None,
+    top: float | None = None,
+) -> timeseries.Panel:
+    """Lines over time, from 0 on; `top` is the end of the axis."""
+    lines = timeseries.Panel().min(0).legend(legend()).tooltip(tooltip())
+    lines.color_scheme(dashboard.FieldColor().mode(FieldColorModeId.PALETTE_CLASSIC_BY_NAME))
+    lines.show_points(options.VisibilityMode.NEVER).fill_opacity(40 if stacked else 8)
+    if stacked:
+        lines.stacking(parts.StackingConfig().mode(options.StackingMode.NORMAL))
+    if limits != NO_LIMITS:
+        style = parts.GraphThresholdsStyleConfig().mode(options.GraphThresholdsStyleMode.DASHED)
+        lines.thresholds_style(style)
+    if top is not None:
+        lines.max(top)
+    for name, color in (colors or {}).items():
+        lines.override_by_name(name, [fixed(color)])
+    return described(lines, title, text, width, limits, queries).unit(unit)
+
+
+def figure(
+    title: str,
+    text: str,
+    unit: str,
+    *queries: Query,
+    width: int = 3,
+    limits: Limits = NO_LIMITS,
+    states: tuple[State, ...] = (),
+) -> stat.Panel:
+    """The last value of each series, in large."""
+    last = parts.ReduceDataOptions().calcs(["lastNotNull"])
+    panel = stat.Panel().reduce_options(last).color_mode(options.BigValueColorMode.VALUE)
+    panel.graph_mode(options.BigValueGraphMode.NONE if states else options.BigValueGraphMode.AREA)
+    panel.mappings(mappings(states))
+    return described(panel, title, text, width, limits, queries, STAT_HEIGHT).unit(unit)
+
+
+def heat(title: str, text: str, unit: str, histogram_rate: str, width: int = 8) -> heatmap.Panel:
+    """How values are distributed over time, out of the rate of a histogram's buckets by `le`."""
+    colors = heatmap.HeatmapColorOptions().mode(heatmap_options.HeatmapColorMode.SCHEME)
+    panel = heatmap.Panel().calculate(False).color(colors.scheme("Oranges").steps(64))
+    panel.y_axis(heatmap.YAxisConfig().unit(unit).axis_placement(options.AxisPlacement.LEFT))
+    panel.show_legend().mode(options.TooltipDisplayMode.SINGLE)
+    described(panel, title, text, width, NO_LIMITS, ())
+    target = query(0, Query(histogram_rate, "{{le}}")).format(PromQueryFormat.HEATMAP)
+    return panel.with_target(target).unit(unit)
+
+
+def timeline(
+    title: str, text: str, states: tuple[State, ...], *queries: Query, width: int = 12
+) -> statetimeline.Panel:
+    """Which state there was when, a line for each series of values that stand for states."""
+    panel = statetimeline.Panel().legend(legend()).tooltip(tooltip()).merge_values(True)
+    panel.show_value(options.VisibilityMode.AUTO).mappings(mappings(states)).row_height(0.85)
+    return described(panel, title, text, width, NO_LIMITS, queries).unit("short")
+
+
+def overview(title: str, text: str, label: str, *columns: Column) -> table.Panel:
+    """What columns say now, a row for each value of a label. The title of a row leads to that
+    row's node."""
+    panel = described(table.Panel(), title, text, 24, NO_LIMITS, ()).unit("short")
+    names = {label: label.capitalize()}
+    for place, column in enumerate(columns):
+        target = query(place, Query(column.expr, f"{{{{{label}}}}}")).instant()
+        panel.with_target(target.format(PromQueryFormat.TABLE))
+        names[f"Value #{ref(place)}"] = column.title
+        panel.override_by_name(column.title, column_style(column))
+    panel.with_transformation(DataTransformerConfig("merge", options={}))
+    organized = {"excludeByName": {"Time": True}, "renameByName": names}
+    return panel.with_transformation(DataTransformerConfig("organize", options=organized))
+
+
+def column_style(column: Column) -> list[DynamicConfigValue]:
+    """Unit and colours of a column."""
+    thresholds = {"mode": "absolute", "steps": column.limits.steps()}
+    style = [DynamicConfigValue("unit", column.unit), DynamicConfigValue("thresholds", thresholds)]
+    if column.states:
+        style.append(DynamicConfigValue("mappings", mappings(column.states)))
+    if column.states or column.limits != NO_LIMITS:
+        style.append(DynamicConfigValue("custom.cellOptions", {"type": "color-text"}))
+    return style
+
+
+def described(
+    panel: P,
+    title: str,
+    text: str,
+    width: int,
+    limits: Limits,
+    queries: tuple[Query, ...],
+    height: int = HEIGHT,
+) -> P:
+    """What panels of all kinds have."""
+    panel.title(title).description(text).datasource(DATASOURCE).span(width).height(height)
+    steps = dashboard.ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(limits.steps())
+    panel.thresholds(steps)
+    for place, one in enumerate(queries):
+        panel.with_target(query(place, one))
+    return panel
+
+
+def query(place: int, one: Query) -> prometheus.Dataquery:
+    """A target of a panel."""
+    target = prometheus.Dataquery().expr(one.expr).legend_format(one.legend)
+    return target.ref_id(ref(place)).datasource(DATASOURCE)
+
+
+def ref(place: int) -> str:
+    """How Grafana calls a panel's queries: A, B, ..."""
+    return chr(ord("A") + place)
+
+
+def mappings(states: tuple[State, ...]) -> list[ValueMapping]:
+    """Names and colours for 0, 1, ..."""
+    results = {
+        str(place): ValueMappingResult(text=state.name, color=state.color, index=place)
+        for place, state in enumerate(states)
+    }
+    return [ValueMap(results)] if results else []
+
+
+def fixed(color: str) -> DynamicConfigValue:
+    """A series' colour."""
+    return DynamicConfigValue("color", {"mode": "fixed", "fixedColor": color})
+
+
+def legend() -> parts.VizLegendOptions:
+    """Below the panel."""
+    shown = parts.VizLegendOptions().show_legend(True)
+    return shown.display_mode(options.LegendDisplayMode.LIST).placement(
+        options.LegendPlacement.BOTTOM
+    )
+
+
+def tooltip() -> parts.VizTooltipOptions:
+    """All series of a moment, the highest first."""
+    shown = parts.VizTooltipOptions().mode(options.TooltipDisplayMode.MULTI)
+    return shown.sort(options.SortOrder.DESCENDING)
