@@ -177,7 +177,7 @@ class SimOptions:
 class ObserveOptions:
     """What every process tells of what it does."""
 
-    otlp_endpoint: str | None = None
+    otlp_endpoint: Annotated[str, Meta(pattern="^https?://")] | None = None
     """Where to send traces, as OTLP over HTTP: http://HOST:4318. Needs the extra `tracing`."""
 
     recorder_mb: Annotated[int, Meta(ge=0, le=4096)] = 4

@@ -37,6 +37,7 @@ from mlxfleet.common.metrics_address import metrics_host, metrics_port
 from mlxfleet.common.preflight import SECRETS_ENV
 from mlxfleet.common.sim_specs import check_sim, sim_orders
 from mlxfleet.common.supervisor import ProcessSpec
+from mlxfleet.common.tracing import check_tracing
 
 Process = (
     RouterProcess
@@ -77,6 +78,7 @@ class Launch:
         ):
             config.validated(part)
         check_sim(self.sim, self.worker)
+        check_tracing(self.observe)
         if self.fleet.nodes > 1 and self.sim.engine == "mlx" and sys.platform == "darwin":
             raise ConfigError("--nodes: a Mac has one Metal device, so it can be one node only")
         return self

@@ -26,6 +26,7 @@ from mlxfleet.common.runtime import runtime_folder
 from mlxfleet.common.sim_specs import check_sim, sim_orders
 from mlxfleet.common.supervising import supervise
 from mlxfleet.common.supervisor import ProcessSpec
+from mlxfleet.common.tracing import check_tracing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,7 @@ class NodeCommand:
         ):
             config.validated(part)
         check_sim(self.sim, self.worker)
+        check_tracing(self.observe)
         if self.sim.sim_nodes_per_process > 1:
             raise ConfigError("--sim-nodes-per-process: this is one node; `launch` has several")
         return self

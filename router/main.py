@@ -13,6 +13,7 @@ from mlxfleet.common.curve import Gatekeeper
 from mlxfleet.common.errors import listen_error
 from mlxfleet.common.liveness import new_incarnation
 from mlxfleet.common.process import Service, run_service
+from mlxfleet.common.tracing import make_tracer
 from mlxfleet.router.admin import Admin
 from mlxfleet.router.admission import Admission
 from mlxfleet.router.catalog import Catalog
@@ -42,6 +43,7 @@ class RouterService(Service):
         """Bind the links, then the HTTP port."""
         told, options = self._told, self._told.options
         session = new_incarnation()
+        self._tracer = make_tracer(told.observe, "router", told.name)
         self._context = zmq.Context()
         metrics = Metrics()
         if told.security is not None:
@@ -88,6 +90,7 @@ class RouterService(Service):
             metrics=metrics,
             can_generate=self._can_generate,
             metrics_of_nodes=lambda: scrape_targets(self._dispatcher.nodes),
+            tracer=self._tracer,
         )
         self._watching = asyncio.create_task(self._dispatcher.watch_nodes())
         await self._listen(options.host, options.port, options.max_body_mb * 1_000_000)
@@ -99,7 +102,7 @@ class RouterService(Service):
             await asyncio.wait_for(self._api.idle.wait(), self._told.options.drain_timeout_s)
 
     async def shutdown(self) -> None:
-        """Close the HTTP server, then the links."""
+        """Close the HTTP server, then the links, and send the last spans."""
         await self._runner.cleanup()
         self._watching.cancel()
         for channel in (
@@ -111,6 +114,7 @@ class RouterService(Service):
         if self._gatekeeper is not None:
             self._gatekeeper.close()
         self._context.term()
+        self._tracer.close()
 
     async def _listen(self, host: str, port: int, max_body_bytes: int) -> None:
         self._runner = web.AppRunner(

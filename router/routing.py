@@ -48,6 +48,7 @@ class Routing:
     ) -> None:
         self._policy = make_policy(policy, rng or random.Random())
         self._now = now
+        self.policy_name = policy
         self.index = CacheIndex(max_index_blocks)
         self.feed = CacheFeed(self.index)
         self.loads = Loads()
@@ -74,13 +75,19 @@ class Routing:
         prompt = Prompt(tokens, left, sequence.session)
         return self._policy.pick(prompt, with_room(candidates))
 
+    def cached_on(self, node: str, sequence: Sequence) -> int:
+        """How many tokens of a sequence a node need not compute, by what is known of its cache."""
+        tokens = len(sequence.prompt_ids) + len(sequence.output_ids)
+        matched = self.index.matched_blocks(sequence.block_hashes)
+        return cached_tokens(tokens, matched.get(node, 0))
+
     def sent(self, sequence: Sequence) -> None:
         """A sequence was sent to its node."""
         node, blocks = sequence.node, sequence.block_hashes
         self._withdraw(sequence.rid)
         tokens = len(sequence.prompt_ids) + len(sequence.output_ids)
-        matched = self.index.matched_blocks(blocks).get(node, 0)
-        self.loads.sent(node, sequence.rid, tokens - cached_tokens(tokens, matched), self._now())
+        cached = self.cached_on(node, sequence)
+        self.loads.sent(node, sequence.rid, tokens - cached, self._now())
         self.index.use(node, blocks)
         if node in self._reusing:
             self.index.promise(node, blocks)

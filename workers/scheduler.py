@@ -29,6 +29,7 @@ from mlxfleet.common.messages import (
 )
 from mlxfleet.workers.chunking import ChunkSizer, share_out
 from mlxfleet.workers.kv_events import KvJournal
+from mlxfleet.workers.phases import Phases, untraced
 from mlxfleet.workers.prefix_tree import Lease, Match, PrefixTree, Write
 from mlxfleet.workers.sequence import Sequence, State
 
@@ -54,7 +55,8 @@ class Scheduler:
     """State of one node: a queue, the running sequences, and finished ones not yet released.
 
     `waited` is told how long each sequence was in the queue, `prefilled` how long it took from
-    there to its next token, in seconds of the clock `now`.
+    there to its next token, in seconds of the clock `now`. `phases` gives a request what records
+    its spans.
     """
 
     def __init__(
@@ -63,11 +65,13 @@ class Scheduler:
         *,
         waited: Callable[[float], None] = ignore,
         prefilled: Callable[[float], None] = ignore,
+        phases: Callable[[Generate], Phases] = untraced,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._options = options
         self._waited = waited
         self._prefilled = prefilled
+        self._phases = phases
         self._now = now
         self._sizer = ChunkSizer(options.itl_budget_ms / 1000, options.max_chunk_tokens)
         self._arrivals = itertools.count()
@@ -164,6 +168,8 @@ class Scheduler:
             return Rejected(message.rid, "too_long", why)
         sequence.arrival = next(self._arrivals)
         sequence.queued_s = self._now()
+        sequence.phases = self._phases(message)
+        sequence.phases.enter("queue", sequence.queued_s)
         self._expect(sequence)
         self._sequences[message.rid] = sequence
         self._waiting[message.rid] = sequence
@@ -176,10 +182,11 @@ class Scheduler:
             return
         if sequence.state is State.WAITING:
             del self._waiting[rid]
+            sequence.leave_phase(self._now(), "released")
         elif sequence.state is State.FINISHED:
             self._finished.pop(rid, None)
         else:
-            self._leave(sequence)
+            self._leave(sequence, "released")
 
     def knows(self, rid: str) -> bool:
         """Whether a sequence is here, in any state."""
@@ -240,6 +247,7 @@ class Scheduler:
         self.kv_used_bytes = 0
         for sequence in reversed(self._running.values()):
             sequence.attempts += sequence.started
+            sequence.leave_phase(self._now(), "worker lost")
             self._wait_first(sequence)
         self._running.clear()
         rejected = []
@@ -285,8 +293,10 @@ class Scheduler:
                 batch = columns[sequence.detokenizer] = Tokens([], [], [], {}, {})
             append(batch, sequence, token, finish, logprobs)
             if sequence.prefill_began_s is not None:
-                self._prefilled(self._now() - sequence.prefill_began_s)
+                now = self._now()
+                self._prefilled(now - sequence.prefill_began_s)
                 sequence.prefill_began_s = None
+                sequence.begin_decode(now)
             if finish is not None:
                 self._finish(sequence, finish)
         yield from columns.items()
@@ -307,6 +317,7 @@ class Scheduler:
             if sequence is None:
                 continue
             sequence.prefill_done += tokens
+            sequence.chunks += 1
             if sequence.lease is not None:
                 sequence.lease.computed = sequence.prefill_done
             if sequence.prefill_done >= sequence.prefill_tokens:
@@ -378,6 +389,7 @@ class Scheduler:
         sequence.began_s = self.busy_s + self.idle_s
         sequence.prefill_began_s = self._now()
         self._waited(sequence.prefill_began_s - sequence.queued_s)
+        sequence.phases.enter("prefill", sequence.prefill_began_s)
         token_ids = sequence.token_ids()
         lease = self._tree.begin(sequence.row, match, token_ids[:-1])
         sequence.lease = lease
@@ -426,13 +438,14 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         self.preemptions += 1
-        self._leave(sequence)
+        self._leave(sequence, "preempted")
         sequence.preemptions += 1
         self._wait_first(sequence)
 
     def _wait_first(self, sequence: Sequence) -> None:
         sequence.to_waiting()
         sequence.queued_s = self._now()
+        sequence.phases.enter("queue", sequence.queued_s)
         self._expect(sequence)
         self._waiting[sequence.rid] = sequence
         self._waiting.move_to_end(sequence.rid, last=False)
@@ -464,7 +477,7 @@ class Scheduler:
 
     def _finish(self, sequence: Sequence, finish: Finish) -> None:
         """Keep the tokens until the router has them all."""
-        self._leave(sequence)
+        self._leave(sequence, finish.reason)
         ran_s = self.busy_s + self.idle_s - sequence.began_s
         share = NEWEST_SHARE if self.sequence_s else 1.0
         self.sequence_s += share * (ran_s - self.sequence_s)
@@ -475,8 +488,9 @@ class Scheduler:
             oldest, _ = self._finished.popitem(last=False)
             del self._sequences[oldest]
 
-    def _leave(self, sequence: Sequence) -> None:
+    def _leave(self, sequence: Sequence, why: str) -> None:
         """Out of the worker; what it has computed stays in the cold store."""
+        sequence.leave_phase(self._now(), why)
         del self._running[sequence.row]
         self.kv_used_bytes -= sequence.reserved_bytes
         assert sequence.lease is not None

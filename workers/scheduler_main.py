@@ -44,7 +44,9 @@ from mlxfleet.common.messages import (
 from mlxfleet.common.metrics_address import shown_address
 from mlxfleet.common.metrics_server import MetricsServer
 from mlxfleet.common.process import Service, fail, run_service
+from mlxfleet.common.tracing import Tracer, make_tracer
 from mlxfleet.workers.node_metrics import NodeCollector, NodeMetrics
+from mlxfleet.workers.phases import Phases
 from mlxfleet.workers.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
@@ -70,15 +72,20 @@ LINK_TROUBLE = {
 
 
 class SchedulerService(Service):
-    """Wires a Scheduler to its three links. `context` is given if others in the process share it,
-    who then also end it."""
+    """Wires a Scheduler to its three links. `context` and `tracer` are given if others in the
+    process share them, who then also end them."""
 
     def __init__(
-        self, told: SchedulerProcess, context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self,
+        told: SchedulerProcess,
+        context: zmq.Context[zmq.Socket[bytes]] | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         super().__init__()
         self._owns_context = context is None
         self._context = context or zmq.Context()
+        self._owns_tracer = tracer is None
+        self._tracer = tracer or make_tracer(told.observe, "scheduler", told.name)
         self._told = told
         self._metrics = self._make_metrics(told.info.model)
         self._metrics_server = MetricsServer(lambda: self._metrics.render())
@@ -87,6 +94,7 @@ class SchedulerService(Service):
             told.options,
             waited=lambda seconds: self._metrics.waited(seconds),
             prefilled=lambda seconds: self._metrics.prefilled(seconds),
+            phases=self._phases,
         )
         self._incarnation = ""
         self._router_session = ""
@@ -110,6 +118,11 @@ class SchedulerService(Service):
         collector = NodeCollector(metrics.labels, self._status, lambda: self._worker)
         metrics.registry.register(collector)
         return metrics
+
+    def _phases(self, message: Generate) -> Phases:
+        """What records the spans of a request."""
+        attributes = {"mlxfleet.node": self._told.node, "mlxfleet.rid": message.rid}
+        return Phases(self._tracer, message.traceparent, attributes)
 
     async def startup(self) -> None:
         """Show metrics, connect, and wait for the router and the worker."""
@@ -143,6 +156,8 @@ class SchedulerService(Service):
         self._router.close()
         if self._owns_context:
             self._context.term()
+        if self._owns_tracer:
+            self._tracer.close()
 
     def _connect_router(self) -> None:
         """Present ourselves as new: after a lost connection neither side knows what the other has
