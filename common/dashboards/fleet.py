@@ -6,22 +6,9 @@ from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 from mlxfleet.common.dashboards import fleet_load, fleet_nodes, fleet_requests, states
 from mlxfleet.common.dashboards.board import Board
-from mlxfleet.common.dashboards.panels import (
-    Column,
-    Limits,
-    Panel,
-    Query,
-    figure,
-    overview,
-)
-from mlxfleet.common.dashboards.promql import (
-    MODEL,
-    NODE,
-    quantile,
-    rate,
-    share,
-    total,
-)
+from mlxfleet.common.dashboards.looks import Limits
+from mlxfleet.common.dashboards.panels import Column, Panel, Query, figure, overview
+from mlxfleet.common.dashboards.promql import MODEL, NODE, quantile, rate, share, total
 
 ANSWERED = "mlxfleet_requests_answered_total"
 TTFT = "mlxfleet_time_to_first_token_seconds"

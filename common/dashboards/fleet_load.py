@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-from mlxfleet.common.dashboards.panels import (
-    Limits,
-    Panel,
-    Query,
-    graph,
-)
-from mlxfleet.common.dashboards.promql import (
-    MODEL,
-    quantile,
-    rate,
-    share,
-    total,
-)
+from mlxfleet.common.dashboards.looks import Limits
+from mlxfleet.common.dashboards.panels import Panel, Query, graph
+from mlxfleet.common.dashboards.promql import MODEL, quantile, rate, share, total
 
 STAGE = "mlxfleet_stage_seconds"
 OUTPUT = "mlxfleet_output_tokens_total"

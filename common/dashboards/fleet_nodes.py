@@ -3,21 +3,9 @@
 from __future__ import annotations
 
 from mlxfleet.common.dashboards import states
-from mlxfleet.common.dashboards.panels import (
-    Limits,
-    Panel,
-    Query,
-    graph,
-    timeline,
-)
-from mlxfleet.common.dashboards.promql import (
-    MODEL,
-    NODE,
-    code,
-    rate,
-    select,
-    total,
-)
+from mlxfleet.common.dashboards.looks import Limits
+from mlxfleet.common.dashboards.panels import Panel, Query, graph, timeline
+from mlxfleet.common.dashboards.promql import MODEL, NODE, code, rate, select, total
 
 GENERATED = "mlxfleet_generated_tokens_total"
 

@@ -1,22 +1,10 @@
-"""Rows of the Fleet dashboard: how many requests there are, how they end, and how long they take."""
+"""Rows of the Fleet dashboard: how many requests there are, how they end, how long they take."""
 
 from __future__ import annotations
 
-from mlxfleet.common.dashboards.panels import (
-    Limits,
-    Panel,
-    Query,
-    graph,
-    heat,
-)
-from mlxfleet.common.dashboards.promql import (
-    MODEL,
-    mean,
-    quantile,
-    rate,
-    select,
-    total,
-)
+from mlxfleet.common.dashboards.looks import Limits
+from mlxfleet.common.dashboards.panels import Panel, Query, graph, heat
+from mlxfleet.common.dashboards.promql import MODEL, mean, quantile, rate, select, total
 
 RECEIVED = "mlxfleet_requests_received_total"
 ANSWERED = "mlxfleet_requests_answered_total"

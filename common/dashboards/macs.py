@@ -6,22 +6,10 @@ from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 from mlxfleet.common.dashboards import states
 from mlxfleet.common.dashboards.board import Board
+from mlxfleet.common.dashboards.looks import Limits
 from mlxfleet.common.dashboards.one_mac import one_mac
-from mlxfleet.common.dashboards.panels import (
-    Column,
-    Limits,
-    Panel,
-    Query,
-    graph,
-    overview,
-)
-from mlxfleet.common.dashboards.promql import (
-    NODE,
-    rate,
-    select,
-    share,
-    total,
-)
+from mlxfleet.common.dashboards.panels import Column, Panel, Query, graph, overview
+from mlxfleet.common.dashboards.promql import NODE, rate, select, share, total
 
 TEMPERATURE = "mlxfleet_machine_temperature_celsius"
 POWER = "mlxfleet_machine_power_watts"

@@ -6,25 +6,18 @@ from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 from mlxfleet.common.dashboards import node_memory, node_worker, states
 from mlxfleet.common.dashboards.board import Board
-from mlxfleet.common.dashboards.node_shares import hit_share, idle_share, kv_share, of_limit
-from mlxfleet.common.dashboards.panels import (
-    Limits,
-    Panel,
-    Query,
-    figure,
-    graph,
+from mlxfleet.common.dashboards.looks import Limits
+from mlxfleet.common.dashboards.node_shares import (
+    BY,
+    HERE,
+    hit_share,
+    idle_share,
+    kv_share,
+    of_limit,
 )
-from mlxfleet.common.dashboards.promql import (
-    MODEL,
-    NODE,
-    code,
-    quantile,
-    rate,
-    select,
-)
+from mlxfleet.common.dashboards.panels import Panel, Query, figure, graph
+from mlxfleet.common.dashboards.promql import code, quantile, rate, select
 
-HERE = (NODE, MODEL)
-BY = "node"
 STAGE = "mlxfleet_stage_seconds"
 STEP = "mlxfleet_worker_step_seconds"
 GENERATED = "mlxfleet_generated_tokens_total"

@@ -3,26 +3,11 @@
 from __future__ import annotations
 
 from mlxfleet.common.dashboards import states
-from mlxfleet.common.dashboards.node_shares import hit_share, kv_share
-from mlxfleet.common.dashboards.panels import (
-    Limits,
-    Panel,
-    Query,
-    graph,
-    timeline,
-)
-from mlxfleet.common.dashboards.promql import (
-    MODEL,
-    NODE,
-    code,
-    rate,
-    select,
-    share,
-    total,
-)
+from mlxfleet.common.dashboards.looks import Limits
+from mlxfleet.common.dashboards.node_shares import BY, HERE, hit_share, kv_share
+from mlxfleet.common.dashboards.panels import Panel, Query, graph, timeline
+from mlxfleet.common.dashboards.promql import code, rate, select, share, total
 
-HERE = (NODE, MODEL)
-BY = "node"
 FULL = Limits(0.7, 0.9)
 
 

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from mlxfleet.common.dashboards.promql import (
-    MODEL,
-    NODE,
-    rate,
-    share,
-    total,
-)
+from mlxfleet.common.dashboards.promql import MODEL, NODE, rate, share, total
 
 HERE = (NODE, MODEL)
 BY = "node"

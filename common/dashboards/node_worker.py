@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-from mlxfleet.common.dashboards.node_shares import idle_share
-from mlxfleet.common.dashboards.panels import (
-    Limits,
-    Panel,
-    Query,
-    graph,
-    heat,
-)
-from mlxfleet.common.dashboards.promql import (
-    MODEL,
-    NODE,
-    mean,
-    quantile,
-    rate,
-    select,
-)
+from mlxfleet.common.dashboards.looks import Limits
+from mlxfleet.common.dashboards.node_shares import BY, HERE, idle_share
+from mlxfleet.common.dashboards.panels import Panel, Query, graph, heat
+from mlxfleet.common.dashboards.promql import mean, quantile, rate, select
 
-HERE = (NODE, MODEL)
-BY = "node"
 STEP = "mlxfleet_worker_step_seconds"
 GAP = "mlxfleet_worker_idle_gap_seconds"
 ROWS = "mlxfleet_batch_rows"

@@ -3,19 +3,9 @@
 from __future__ import annotations
 
 from mlxfleet.common.dashboards import states
-from mlxfleet.common.dashboards.panels import (
-    Limits,
-    Panel,
-    Query,
-    graph,
-    timeline,
-)
-from mlxfleet.common.dashboards.promql import (
-    NODE,
-    quantile,
-    rate,
-    select,
-)
+from mlxfleet.common.dashboards.looks import Limits
+from mlxfleet.common.dashboards.panels import Panel, Query, graph, timeline
+from mlxfleet.common.dashboards.promql import NODE, quantile, rate, select
 
 TEMPERATURE = "mlxfleet_machine_temperature_celsius"
 POWER = "mlxfleet_machine_power_watts"

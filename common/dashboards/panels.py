@@ -22,13 +22,19 @@ from grafana_foundation_sdk.models.dashboard import (
     DataTransformerConfig,
     DynamicConfigValue,
     FieldColorModeId,
-    Threshold,
     ThresholdsMode,
-    ValueMap,
-    ValueMapping,
-    ValueMappingResult,
 )
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+
+from mlxfleet.common.dashboards.looks import (
+    NO_LIMITS,
+    Limits,
+    State,
+    fixed,
+    legend,
+    mappings,
+    tooltip,
+)
 
 Panel = timeseries.Panel | stat.Panel | heatmap.Panel | statetimeline.Panel | table.Panel
 P = TypeVar("P", timeseries.Panel, stat.Panel, heatmap.Panel, statetimeline.Panel, table.Panel)
@@ -43,35 +49,6 @@ class Query(NamedTuple):
 
     expr: str
     legend: str
-
-
-class Limits(NamedTuple):
-    """From where on a figure needs attention, and from where on action. A figure that should be
-    high is `falling`: it needs them below."""
-
-    warning: float | None = None
-    critical: float | None = None
-    falling: bool = False
-
-    def steps(self) -> list[Threshold]:
-        """Colours from the lowest value up."""
-        if self.falling:
-            borders = [(None, "red"), (self.critical, "orange"), (self.warning, "green")]
-        else:
-            borders = [(None, "green"), (self.warning, "orange"), (self.critical, "red")]
-        return [Threshold(value, color) for value, color in borders[:1]] + [
-            Threshold(value, color) for value, color in borders[1:] if value is not None
-        ]
-
-
-NO_LIMITS = Limits()
-
-
-class State(NamedTuple):
-    """What a coded value means."""
-
-    name: str
-    color: str
 
 
 class Column(NamedTuple):
@@ -201,31 +178,3 @@ def query(place: int, one: Query) -> prometheus.Dataquery:
 def ref(place: int) -> str:
     """How Grafana calls a panel's queries: A, B, ..."""
     return chr(ord("A") + place)
-
-
-def mappings(states: tuple[State, ...]) -> list[ValueMapping]:
-    """Names and colours for 0, 1, ..."""
-    results = {
-        str(place): ValueMappingResult(text=state.name, color=state.color, index=place)
-        for place, state in enumerate(states)
-    }
-    return [ValueMap(results)] if results else []
-
-
-def fixed(color: str) -> DynamicConfigValue:
-    """A series' colour."""
-    return DynamicConfigValue("color", {"mode": "fixed", "fixedColor": color})
-
-
-def legend() -> parts.VizLegendOptions:
-    """Below the panel."""
-    shown = parts.VizLegendOptions().show_legend(True)
-    return shown.display_mode(options.LegendDisplayMode.LIST).placement(
-        options.LegendPlacement.BOTTOM
-    )
-
-
-def tooltip() -> parts.VizTooltipOptions:
-    """All series of a moment, the highest first."""
-    shown = parts.VizTooltipOptions().mode(options.TooltipDisplayMode.MULTI)
-    return shown.sort(options.SortOrder.DESCENDING)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlxfleet.common.dashboards.panels import State
+from mlxfleet.common.dashboards.looks import State
 
 YES = (State("no", "red"), State("yes", "green"))
 NODE = (
