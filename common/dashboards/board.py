@@ -15,7 +15,8 @@ from mlxfleet.common.dashboards.panels import DATASOURCE, Panel
 from mlxfleet.common.dashboards.promql import MODEL
 
 TAG = "mlxfleet"
-COLUMNS = 24
+# How Grafana's Prometheus data source numbers the kinds of queries of variables.
+LABEL_VALUES = 1
 
 
 class Board:
@@ -75,7 +76,7 @@ def choice(name: str, label: str, query: str) -> dashboard.QueryVariable:
         dashboard.QueryVariable(name)
         .label(label)
         .datasource(DATASOURCE)
-        .query({"query": query, "refId": name})
+        .query({"qryType": LABEL_VALUES, "query": query, "refId": name})
         .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
         .sort(VariableSort.NATURAL_ASC)
         .multi(True)

@@ -45,8 +45,8 @@ def nodes() -> list[Panel]:
         ),
         graph(
             "Weight of nodes",
-            "What share of its usual work a node gets: less when it is slower than when it was"
-            " cool, short of memory or held back by heat.",
+            "How much of the work a node gets for its condition, 100% for the best of its model:"
+            " less when it is slower than when it was cool, short of memory or held back by heat.",
             "percentunit",
             Query(select("mlxfleet_node_weight", NODE), "{{node}}"),
             width=6,

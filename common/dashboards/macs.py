@@ -43,8 +43,8 @@ def table() -> Panel:
     wired = total(MEMORY, NODE, 'kind="wired"', by=by)
     return overview(
         "Macs",
-        "Each Mac now. Slow-down: how many times longer passes take than when the Mac was cool."
-        " Weight: what share of its usual work the router gives it.",
+        "Each Mac now. Slow-down: how many times as long passes take as when the Mac was cool."
+        " Weight: how much of the work the router gives it, 100% for the best of its model.",
         by,
         Column("Tokens/s", rate(GENERATED, NODE, by=by), "short"),
         Column("Slow-down", total(SLOWDOWN, NODE, by=by), "none", SLOW),
@@ -64,8 +64,7 @@ def together() -> list[Panel]:
     return [
         graph(
             "Slow-down",
-            "How many times longer passes take than passes of the same kind took when the Mac was"
-            " cool.",
+            "How many times as long passes take as passes of the same kind when the Mac was cool.",
             "none",
             Query(select(SLOWDOWN, NODE), "{{node}}"),
             limits=SLOW,

@@ -44,8 +44,8 @@ def one_mac() -> list[Panel]:
         ),
         graph(
             "Slow-down and weight",
-            "How many times longer passes take than when the Mac was cool, and the share of its"
-            " usual work that the router gives it.",
+            "How many times as long passes take as when the Mac was cool, and how much of the work"
+            " the router gives it for that, 1 for the best of its model.",
             "none",
             Query(select(SLOWDOWN, NODE), "slow-down"),
             Query(select(WEIGHT, NODE), "weight"),

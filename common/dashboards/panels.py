@@ -108,7 +108,8 @@ def figure(
 def heat(title: str, text: str, unit: str, histogram_rate: str, width: int = 8) -> heatmap.Panel:
     """How values are distributed over time, out of the rate of a histogram's buckets by `le`."""
     colors = heatmap.HeatmapColorOptions().mode(heatmap_options.HeatmapColorMode.SCHEME)
-    panel = heatmap.Panel().calculate(False).color(colors.scheme("Oranges").steps(64))
+    panel = heatmap.Panel().calculate(False).color(colors.scheme("Oranges").exponent(0.5).steps(64))
+    panel.cell_values(heatmap.CellValues().unit("short"))
     panel.y_axis(heatmap.YAxisConfig().unit(unit).axis_placement(options.AxisPlacement.LEFT))
     panel.show_legend().mode(options.TooltipDisplayMode.SINGLE)
     described(panel, title, text, width, NO_LIMITS, ())
@@ -126,8 +127,7 @@ def timeline(
 
 
 def overview(title: str, text: str, label: str, *columns: Column) -> table.Panel:
-    """What columns say now, a row for each value of a label. The title of a row leads to that
-    row's node."""
+    """What columns say now, a row for each value of a label, which leads to the Node dashboard."""
     panel = described(table.Panel(), title, text, 24, NO_LIMITS, ()).unit("short")
     names = {label: label.capitalize()}
     for place, column in enumerate(columns):
@@ -135,6 +135,7 @@ def overview(title: str, text: str, label: str, *columns: Column) -> table.Panel
         panel.with_target(target.format(PromQueryFormat.TABLE))
         names[f"Value #{ref(place)}"] = column.title
         panel.override_by_name(column.title, column_style(column))
+    panel.override_by_name(names[label], [links_to_node(label)])
     panel.with_transformation(DataTransformerConfig("merge", options={}))
     organized = {"excludeByName": {"Time": True}, "renameByName": names}
     return panel.with_transformation(DataTransformerConfig("organize", options=organized))
@@ -149,6 +150,15 @@ def column_style(column: Column) -> list[DynamicConfigValue]:
     if column.states or column.limits != NO_LIMITS:
         style.append(DynamicConfigValue("custom.cellOptions", {"type": "color-text"}))
     return style
+
+
+def links_to_node(label: str) -> DynamicConfigValue:
+    """From a cell with the value of a label."""
+    url = (
+        f"/d/mlxfleet-node?var-{label}=${{__value.text}}&${{datasource:queryparam}}"
+        "&${__url_time_range}"
+    )
+    return DynamicConfigValue("links", [{"title": "Node dashboard", "url": url}])
 
 
 def described(

@@ -50,7 +50,7 @@ def test_every_alert_is_seen_to_fire_and_to_be_quiet() -> None:
 
 
 def test_every_alert_has_a_runbook() -> None:
-    titles = re.findall(r"^## (\w+)$", (ROOT / "docs" / "runbook.md").read_text(), re.MULTILINE)
+    titles = re.findall(r"^### (\w+)$", (ROOT / "docs" / "runbook.md").read_text(), re.MULTILINE)
     assert sorted(titles) == sorted(alerts())
     for name, alert in alerts().items():
         assert alert["labels"]["severity"] in ("critical", "warning", "info")
