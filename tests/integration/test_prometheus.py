@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from tests.deploy.expressions import (
     recorded,
 )
 from tests.integration.fleet import Fleet, wait_for
-from tests.integration.prometheus import Prometheus
+from tests.integration.prometheus import INTERVAL_S, Prometheus
 from tests.integration.streams import hang_up
 
 pytestmark = pytest.mark.skipif(
@@ -48,6 +49,7 @@ SENSORS = {
     "thermal_state": 0,
     "failures": {"power": 1},
 }
+PATIENCE_S = 20.0
 VARIABLES = {
     "$__rate_interval": "5s",
     "$node": "|".join(NODES),
@@ -66,7 +68,7 @@ def watched(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         expected = {f"mlxfleet-node/{node}": "up" for node in NODES} | {"mlxfleet-router": "up"}
         wait_for(lambda: prometheus.targets() == expected, "Prometheus to find all nodes")
         load(fleet)
-        wait_for(lambda: seen(prometheus), "Prometheus to see the end of the load")
+        wait_for(lambda: caught_up(fleet, prometheus), "Prometheus to see the end of the load")
         yield prometheus
 
 
@@ -100,10 +102,17 @@ def ask(fleet: Fleet, endpoint: str, **fields: object) -> int:
     return fleet.post(f"/v1/{endpoint}", {"max_tokens": 100, **fields})[0]
 
 
-def seen(prometheus: Prometheus) -> bool:
-    """Whether Prometheus has scraped the request that was given up, and rates of it."""
-    cancelled = 'rate(mlxfleet_requests_answered_total{outcome="cancelled"}[5s]) > 0'
-    return bool(prometheus.ask(cancelled))
+def caught_up(fleet: Fleet, prometheus: Prometheus) -> bool:
+    """Whether Prometheus has scraped the end of everything."""
+    counters = ("mlxfleet_requests_answered_total", "mlxfleet_generated_tokens_total")
+    return all(
+        any(
+            fleet.metric(name) == value
+            for series in prometheus.ask(f"sum({name})")
+            for value in series.values
+        )
+        for name in counters
+    )
 
 
 def substituted(text: str) -> str:
@@ -115,9 +124,12 @@ def substituted(text: str) -> str:
 
 
 def assert_data(prometheus: Prometheus, expressions: list[Expression]) -> None:
-    """Every one has had a number at some time."""
-    without = [f"{e.where}: {e.text}" for e in expressions if not prometheus.ask(e.text)]
-    assert not without, "\n".join(without)
+    """Every one has had a number at some time; rules may need another turn for that."""
+    end = time.monotonic() + PATIENCE_S
+    while without := [e for e in expressions if not prometheus.ask(e.text)]:
+        if time.monotonic() > end:
+            raise AssertionError("no data:\n" + "\n".join(f"{e.where}: {e.text}" for e in without))
+        time.sleep(INTERVAL_S)
 
 
 def test_every_panel_has_data(watched: Prometheus) -> None:
