@@ -37,7 +37,7 @@ class Board:
             .link(others())
         )
 
-    def row(self, title: str, *panels: Panel, repeat: str | None = None) -> Board:
+    def row(self, title: str, *panels: Panel, repeat: str | None = None) -> None:
         """Panels under a title, from left to right as far as they fit; `repeat` names a variable
         for each of whose values there is such a row."""
         row = dashboard.Row(title).id(self._next_id())
@@ -46,7 +46,6 @@ class Board:
         self.dashboard.with_row(row)
         for panel in panels:
             self.dashboard.with_panel(panel.id(self._next_id()))
-        return self
 
     def _next_id(self) -> int:
         self._last_id += 1

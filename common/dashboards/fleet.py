@@ -8,7 +8,7 @@ from mlxfleet.common.dashboards import fleet_load, fleet_nodes, fleet_requests, 
 from mlxfleet.common.dashboards.board import Board
 from mlxfleet.common.dashboards.looks import Limits
 from mlxfleet.common.dashboards.panels import Column, Panel, Query, figure, overview
-from mlxfleet.common.dashboards.promql import MODEL, NODE, quantile, rate, share, total
+from mlxfleet.common.dashboards.promql import MODEL, NODE, quantile, rate, select, share, total
 
 ANSWERED = "mlxfleet_requests_answered_total"
 TTFT = "mlxfleet_time_to_first_token_seconds"
@@ -52,7 +52,7 @@ def now() -> list[Panel]:
             "Nodes that take requests",
             "Share of the known nodes that get requests.",
             "percentunit",
-            Query("avg(mlxfleet_node_ready{" + f"{MODEL}, {NODE}" + "})", "nodes"),
+            Query(f"avg({select('mlxfleet_node_ready', MODEL, NODE)})", "nodes"),
             limits=Limits(1, 0.5, falling=True),
         ),
         figure(
@@ -113,7 +113,7 @@ def models() -> Panel:
             "Nodes ready",
             total("mlxfleet_node_ready", MODEL, by=by),
             "short",
-            Limits(2, 1, falling=True),
+            Limits(1, falling=True),
         ),
         Column("Requests/s", answered, "reqps"),
         Column("Failed", share(failed, answered), "percentunit", NOT_FAILED),
