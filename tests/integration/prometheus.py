@@ -69,7 +69,7 @@ class Prometheus:
         log = "".join(self._lines)
         assert self._process.poll() is None, log
         ready = "Server is ready to receive web requests" in log
-        found = re.search(r'msg="Listening on" address=(\S+)', log)
+        found = re.search(r'msg="Listening on".* address=(\S+)', log)
         return f"http://{found.group(1)}" if found and ready else None
 
     def get(self, path: str, **parameters: str) -> Any:
