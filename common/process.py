@@ -173,5 +173,5 @@ def die_of_exception(loop: asyncio.AbstractEventLoop, context: dict[str, object]
         return
     log.critical("%s", context.get("message"))
     traceback.print_exception(error)
-    flight.save("crash", f"{type(error).__name__}: {error}")
+    flight.save_crash(error)
     os._exit(ExitCode.INTERNAL)

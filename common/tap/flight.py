@@ -16,6 +16,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Literal
 
+import zmq
+
 from mlxfleet.common.tap.dumps import write_dump
 from mlxfleet.common.tap.recorder import Recorder, install
 from mlxfleet.common.tap.server import TapServer, tap_socket
@@ -75,7 +77,10 @@ def start(process: str, runtime: Path, limit_mb: int) -> None:
     install(_flight.recorder)
     signal.signal(DUMP_SIGNAL, _flight.on_signal)
     sys.excepthook = die_of_exception
-    TapServer(_flight.process, _flight.recorder, _flight.dump, tap_socket(runtime, process)).start()
+    try:
+        TapServer(process, _flight.recorder, _flight.dump, tap_socket(runtime, process)).start()
+    except zmq.ZMQError as error:
+        log.warning("taps cannot reach %s: %s", process, error)
 
 
 def save(word: Word, reason: str) -> None:
@@ -84,9 +89,15 @@ def save(word: Word, reason: str) -> None:
         _flight.try_dump(word, reason)
 
 
+def save_crash(error: BaseException) -> None:
+    """Write the last frames of a process that ends because nobody has handled an exception. What
+    the exception says is in the log; it may have parts of prompts."""
+    save("crash", f"unhandled {type(error).__name__}")
+
+
 def die_of_exception(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """What nobody has handled ends the process; before that it is told, and the frames saved."""
+    """What nobody has handled ends the process: say so, and save the frames."""
     sys.__excepthook__(kind, error, trace)
-    save("crash", f"{kind.__name__}: {error}")
+    save_crash(error)

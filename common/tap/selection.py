@@ -49,7 +49,7 @@ class Sighting:
         """The sequences that the message is about."""
         found = [self.message["rid"]] if "rid" in self.message else []
         found += as_list(self.message.get("rids"))
-        found += [pair[0] for pair in as_list(self.message.get(PAIRS.get(self.kind))) if pair]
+        found += [pair[0] for pair in pairs_of(self.kind, self.message)]
         return list(dict.fromkeys(str(rid) for rid in found))
 
 
@@ -120,10 +120,16 @@ def only(seen: Sighting, prefix: str) -> Sighting | None:
         for name in columns.sparse:
             if isinstance(sparse := message.get(name), dict):
                 message[name] = {new: sparse[i] for new, i in enumerate(kept) if i in sparse}
-    if pairs := PAIRS.get(seen.kind):
-        all_pairs = as_list(message.get(pairs))
-        message[pairs] = [pair for pair in all_pairs if pair and str(pair[0]).startswith(prefix)]
+    if name := PAIRS.get(seen.kind):
+        pairs = pairs_of(seen.kind, message)
+        message[name] = [pair for pair in pairs if str(pair[0]).startswith(prefix)]
     return Sighting(seen.frame, seen.kind, message)
+
+
+def pairs_of(kind: str, message: dict[Any, Any]) -> list[list[Any]]:
+    """The pairs of a rid and something else that a message has."""
+    pairs = as_list(message.get(PAIRS.get(kind)))
+    return [pair for pair in pairs if isinstance(pair, list) and pair]
 
 
 def as_list(value: Any) -> list[Any]:

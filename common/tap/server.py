@@ -50,7 +50,7 @@ def tap_socket(runtime: Path, process: str) -> Path:
 
 
 class TapServer(threading.Thread):
-    """Answers taps until the process ends."""
+    """Answers taps until the process ends. ZMQError if its socket's path is too long."""
 
     def __init__(
         self,
@@ -69,7 +69,11 @@ class TapServer(threading.Thread):
         self._socket.setsockopt(zmq.LINGER, 0)
         # It is there if the process before this one was killed.
         path.unlink(missing_ok=True)
-        self._socket.bind(f"ipc://{path}")
+        try:
+            self._socket.bind(f"ipc://{path}")
+        except zmq.ZMQError:
+            self._context.destroy()
+            raise
 
     def run(self) -> None:
         """Answer one tap after the other."""
