@@ -18,8 +18,9 @@ from mlxfleet.common.errors import ConfigError, MlxfleetError
 from mlxfleet.common.runtime import running_fleets
 from mlxfleet.common.tap import lines
 from mlxfleet.common.tap.live import Follower, ask_for_dumps, processes_of
-from mlxfleet.common.tap.selection import Selection, Sighting, rid_of
+from mlxfleet.common.tap.selection import MALFORMED, Selection, Sighting, rid_of
 from mlxfleet.common.tap.stream import Frame, StreamError, unpack
+from mlxfleet.common.tap.visibility import SHOWN
 
 ROUND_S = 0.1
 
@@ -80,7 +81,7 @@ def tap(
     selection = Selection(
         processes=processes,
         links=link or (),
-        kinds=type or (),
+        kinds=known_types(type or []),
         rid=rid_of(rid or ""),
         heartbeats=heartbeats,
     )
@@ -89,9 +90,9 @@ def tap(
         if file:
             out.show(read_dumps(file, quiet=json))
         elif dump:
-            write_dumps(chosen_fleet(fleet), selection)
+            write_dumps(chosen_fleet(fleet, selection), selection)
         else:
-            watch(chosen_fleet(fleet), out, from_start=last or not follow, follow=follow)
+            watch(chosen_fleet(fleet, selection), out, from_start=last or not follow, follow=follow)
 
 
 class Output:
@@ -121,11 +122,15 @@ class Output:
 
 def watch(runtime: Path, out: Output, *, from_start: bool, follow: bool) -> None:
     """Show a fleet's frames as long as it runs, or what it has now."""
+    silent: frozenset[str] = frozenset()
     with Follower(runtime, out.selection.has_process, from_start=from_start) as follower:
         while True:
             out.show(iter(follower.round()))
             for process, count in follower.take_losses():
                 out.show_loss(process, count)
+            for process in follower.silent() - silent:
+                print(f"# {process} does not answer", file=sys.stderr)
+            silent = follower.silent()
             if not follow:
                 out.show(iter(follower.rest()))
                 return
@@ -168,8 +173,18 @@ def read_dump(path: Path, *, quiet: bool) -> Iterator[Frame]:
         raise TapError(f"{path} is not a dump, or damaged: {error}") from error
 
 
-def chosen_fleet(pid: int | None) -> Path:
-    """The private folder of the fleet to look at. ConfigError if it is not clear which that is."""
+def known_types(types: list[str]) -> list[str]:
+    """Types of messages. ConfigError for one that there is not."""
+    known = {*SHOWN, MALFORMED}
+    for kind in types:
+        if kind not in known:
+            raise ConfigError(f"--type: there is no {kind}; there are {', '.join(sorted(known))}")
+    return types
+
+
+def chosen_fleet(pid: int | None, selection: Selection) -> Path:
+    """The private folder of the fleet to look at. ConfigError if it is not clear which that is, or
+    it has none of the processes."""
     fleets = running_fleets()
     if pid is None and len(fleets) > 1:
         choices = ", ".join(f"--fleet {pid} ({command_of(pid)})" for pid in sorted(fleets))
@@ -180,8 +195,12 @@ def chosen_fleet(pid: int | None) -> Path:
     if not fleets:
         raise TapError("no fleet of this user runs on this machine; --file reads a dump")
     [runtime] = [fleets[pid]] if pid is not None else fleets.values()
-    if not processes_of(runtime):
+    names = processes_of(runtime)
+    if not names:
         raise TapError("this fleet records nothing: it is starting, or has --recorder-mb 0")
+    if not any(map(selection.has_process, names)):
+        wanted = " or ".join(selection.processes)
+        raise ConfigError(f"this fleet has no {wanted}; it has {', '.join(names)}")
     return runtime
 
 
@@ -192,7 +211,7 @@ def command_of(pid: int) -> str:
     except psutil.Error:
         return "?"
     start = next((i for i, word in enumerate(words) if Path(word).name == "mlxfleet"), 0)
-    return " ".join(words[start:])[:100]
+    return " ".join([Path(words[start]).name, *words[start + 1 :]])[:100] if words else "?"
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ class Source:
         self.process = process
         self.seen = seen
         self.lost = 0
-        self.asked = False
+        self.silent = False
         self._pid = 0
         self._context = context
         self._address = f"ipc://{runtime}/{PREFIX}{process}.sock"
@@ -44,19 +44,18 @@ class Source:
 
     def ask(self) -> None:
         """Ask for what is new."""
-        self.asked = True
         self.socket.send(msgspec.msgpack.encode(Follow(self.seen)))
 
     def give_up(self) -> None:
         """Forget a question without an answer: the process is gone, or hangs."""
         self.socket.close()
         self.socket = self._connect()
-        self.asked = False
+        self.silent = True
 
     def take(self) -> tuple[list[Frame], bool]:
         """New frames out of the answer that is there, and whether there are more to be asked for.
         StreamError if it is no answer."""
-        self.asked = False
+        self.silent = False
         entries = list(unpack(io.BytesIO(self.socket.recv())))
         frames = [entry for entry in entries if isinstance(entry, Frame)]
         [told] = [entry for entry in entries if isinstance(entry, Process)]
@@ -125,6 +124,10 @@ class Follower:
             if source.lost:
                 yield source.process, source.lost
                 source.lost = 0
+
+    def silent(self) -> frozenset[str]:
+        """Processes that do not answer: they hang, or are gone."""
+        return frozenset(name for name, source in self._sources.items() if source.silent)
 
     def _collect(self) -> Iterator[Frame]:
         """Ask everyone until nobody has more, or does not answer."""

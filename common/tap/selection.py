@@ -120,9 +120,9 @@ def only(seen: Sighting, prefix: str) -> Sighting | None:
         for name in columns.sparse:
             if isinstance(sparse := message.get(name), dict):
                 message[name] = {new: sparse[i] for new, i in enumerate(kept) if i in sparse}
-    if name := PAIRS.get(seen.kind):
-        pairs = pairs_of(seen.kind, message)
-        message[name] = [pair for pair in pairs if str(pair[0]).startswith(prefix)]
+    if pairs := PAIRS.get(seen.kind):
+        both = pairs_of(seen.kind, message)
+        message[pairs] = [pair for pair in both if str(pair[0]).startswith(prefix)]
     return Sighting(seen.frame, seen.kind, message)
 
 

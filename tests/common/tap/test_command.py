@@ -14,6 +14,7 @@ from mlxfleet.common.errors import ConfigError
 from mlxfleet.common.messages import Release
 from mlxfleet.common.tap.command import TapError, chosen_fleet, tap
 from mlxfleet.common.tap.recorder import Record
+from mlxfleet.common.tap.selection import Selection
 from mlxfleet.common.tap.stream import Process, pack
 
 ALIVE = os.getpid()
@@ -38,17 +39,17 @@ def make_fleet(parent: Path, pid: int, *processes: str) -> Path:
 def test_the_only_fleet_is_meant(parent: Path) -> None:
     folder = make_fleet(parent, ALIVE, "router")
     make_fleet(parent, DEAD, "router")
-    assert chosen_fleet(None) == folder
-    assert chosen_fleet(ALIVE) == folder
+    assert chosen_fleet(None, Selection()) == folder
+    assert chosen_fleet(ALIVE, Selection()) == folder
 
 
 def test_of_several_one_has_to_be_chosen(parent: Path) -> None:
     make_fleet(parent, ALIVE, "router")
     folder = make_fleet(parent, ALSO_ALIVE, "router")
     with pytest.raises(ConfigError, match=f"--fleet {ALSO_ALIVE} ") as raised:
-        chosen_fleet(None)
+        chosen_fleet(None, Selection())
     assert f"--fleet {ALIVE} " in str(raised.value)
-    assert chosen_fleet(ALSO_ALIVE) == folder
+    assert chosen_fleet(ALSO_ALIVE, Selection()) == folder
 
 
 @pytest.mark.parametrize("pid", [None, ALIVE])
@@ -56,13 +57,25 @@ def test_there_is_none(parent: Path, pid: int | None) -> None:
     make_fleet(parent, DEAD, "router")
     (parent / f"mlxfleet-{ALIVE}-file").touch()
     with pytest.raises((TapError, ConfigError), match="no fleet of this user"):
-        chosen_fleet(pid)
+        chosen_fleet(pid, Selection())
 
 
 def test_a_fleet_that_records_nothing(parent: Path) -> None:
     make_fleet(parent, ALIVE)
     with pytest.raises(TapError, match="--recorder-mb 0"):
-        chosen_fleet(None)
+        chosen_fleet(None, Selection())
+
+
+def test_a_process_that_there_is_not(parent: Path) -> None:
+    folder = make_fleet(parent, ALIVE, "router", "worker-0")
+    assert chosen_fleet(None, Selection(processes=["nobody", "worker-*"])) == folder
+    with pytest.raises(ConfigError, match="has no wroker-0; it has router, worker-0"):
+        chosen_fleet(None, Selection(processes=["wroker-0"]))
+
+
+def test_a_type_that_there_is_not() -> None:
+    with pytest.raises(ConfigError, match="there is no tokns; there are admit, "):
+        tap(type=["tokns"])
 
 
 def dump(path: Path, process: str, *times: float) -> Path:

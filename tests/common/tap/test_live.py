@@ -163,11 +163,13 @@ def test_one_that_does_not_answer_is_left_behind(
     router.add()
     with Follower(runtime, anyone, from_start=True) as follower:
         assert numbers(follower.round()) == [("router", 1)]
+        assert follower.silent() == {"worker-0"}
         tap_socket(runtime, "worker-0").unlink()
         late = Recorded(runtime, "worker-0")
         late.add()
         monkeypatch.setattr(live, "ANSWER_S", 10.0)
         assert numbers(follower.round()) == [("worker-0", 1)]
+        assert follower.silent() == frozenset()
         late.close()
 
 
