@@ -5,7 +5,7 @@ PORT ?= 8000
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test test-wheel check format options lock openblas clean
+.PHONY: serve test test-wheel check format options metrics lock openblas clean
 
 serve: $(VENV)/.ready-serve
 	@exec $(BIN)/mlxfleet launch --port $(PORT) $(ARGS)
@@ -31,6 +31,10 @@ format: $(VENV)/.ready-dev
 # Writes the README's option table.
 options: $(VENV)/.ready-serve
 	$(BIN)/python -m mlxfleet.common.option_table README.md
+
+# Writes docs/metrics.md.
+metrics: $(VENV)/.ready-serve
+	$(BIN)/python -m mlxfleet.common.metrics_docs docs/metrics.md
 
 # Runs where the tested versions are to change; needs uv.
 lock:

@@ -24,6 +24,7 @@ from mlxfleet.common.messages import (
     Tokens,
     TokenTextLogprobs,
 )
+from mlxfleet.common.tally import BUCKETS, Tally
 
 UNIONS = {
     name: getattr(messages, name)
@@ -64,6 +65,9 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
         return st.dictionaries(*map(values, arguments), max_size=3)
     if origin is tuple:
         return st.tuples(*map(values, arguments))
+    if hint is Tally:
+        counts = st.lists(st.integers(0, 2**63 - 1), min_size=BUCKETS, max_size=BUCKETS)
+        return st.builds(Tally, counts, st.floats(allow_nan=False))
     if isinstance(hint, type) and issubclass(hint, Struct):
         return structs(hint)
     simple: dict[Any, st.SearchStrategy[Any]] = {

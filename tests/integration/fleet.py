@@ -18,6 +18,7 @@ from typing import Any
 
 import openai
 import psutil
+from prometheus_client.parser import text_string_to_metric_families
 
 COMMAND = str(Path(sysconfig.get_path("scripts")) / "mlxfleet")
 DEADLINE_S = 90.0
@@ -137,13 +138,24 @@ class Fleet:
                 return error.code, json.loads(error.read()), dict(error.headers)
 
     def metric(self, name: str, **labels: str) -> float:
-        """The value of one metric, 0 if it is not there."""
-        wanted = {f'{key}="{value}"' for key, value in labels.items()}
-        for line in self.get("/metrics")[1].splitlines():
-            head, _, value = line.rpartition(" ")
-            base, _, rest = head.partition("{")
-            if base == name and wanted <= set(rest.rstrip("}").split(",")) | (
-                set() if wanted else {""}
-            ):
-                return float(value)
-        return 0.0
+        """The sum of a metric's samples that have these labels, of the router and its nodes; 0 if
+        there are none."""
+        wanted = labels.items()
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(self.exposition())
+            for sample in family.samples
+            if sample.name == name and wanted <= sample.labels.items()
+        )
+
+    def exposition(self) -> str:
+        """What the router shows, and then what each of its nodes does that is there."""
+        text = self.get("/metrics")[1]
+        for group in json.loads(self.get("/metrics/targets")[1]):
+            for target in group["targets"]:
+                with (
+                    contextlib.suppress(OSError),
+                    urllib.request.urlopen(f"http://{target}/metrics", timeout=30) as response,
+                ):
+                    text += response.read().decode()
+        return text

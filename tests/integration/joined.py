@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import threading
 
@@ -28,13 +29,12 @@ class Front(Fleet):
         return found.removeprefix(JOIN)
 
     def ready_nodes(self) -> set[str]:
-        """Names of nodes that can generate."""
-        lines = self.get("/metrics")[1].splitlines()
-        prefix = 'mlxfleet_node_ready{node="'
+        """Names of nodes that get requests."""
+        nodes = json.loads(self.get("/fleet")[1])["nodes"]
         return {
-            line.removeprefix(prefix).split('"')[0]
-            for line in lines
-            if line.startswith(prefix) and line.endswith(" 1.0")
+            node["name"]
+            for node in nodes
+            if node["state"] in ("ready", "busy") and node["breaker"] != "open"
         }
 
 

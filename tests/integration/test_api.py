@@ -177,12 +177,14 @@ def test_models(tiny_fleet: Fleet) -> None:
 
 def test_metrics_count_what_happened(tiny_fleet: Fleet) -> None:
     before = tiny_fleet.metric("mlxfleet_output_tokens_total")
-    done = tiny_fleet.metric("mlxfleet_requests_total", endpoint="completions", outcome="ok")
+    done = tiny_fleet.metric(
+        "mlxfleet_requests_answered_total", endpoint="completions", outcome="ok"
+    )
     complete(tiny_fleet, max_tokens=10)
     assert tiny_fleet.metric("mlxfleet_output_tokens_total") == before + 10
     assert (
-        tiny_fleet.metric("mlxfleet_requests_total", endpoint="completions", outcome="ok")
+        tiny_fleet.metric("mlxfleet_requests_answered_total", endpoint="completions", outcome="ok")
         == done + 1
     )
     assert tiny_fleet.metric("mlxfleet_node_ready", node="node-0") == 1
-    assert tiny_fleet.metric("mlxfleet_kv_budget_bytes", node="node-0") > 0
+    assert tiny_fleet.metric("mlxfleet_kv_limit_bytes", node="node-0") > 0

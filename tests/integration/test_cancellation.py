@@ -30,7 +30,7 @@ def send(fleet: Fleet, body: dict[str, object]) -> socket.socket:
 def busy(fleet: Fleet) -> tuple[float, float, float]:
     """Rows in the worker, requests in the queue, sequences in the router."""
     return (
-        fleet.metric("mlxfleet_running_rows", node="node-0"),
+        fleet.metric("mlxfleet_running_sequences", node="node-0"),
         fleet.metric("mlxfleet_queue_depth", node="node-0"),
         fleet.metric("mlxfleet_sequences_in_flight"),
     )
@@ -115,7 +115,7 @@ def test_more_than_fits_into_memory_takes_turns(tiny_model: Path) -> None:
     """Two requests whose worst cases do not fit together: one makes room, both are answered."""
     flags = ["--max-running", "2", "--max-chunk-tokens", "16", "--max-context", "4096"]
     with Fleet("--model", str(tiny_model), "--memory-gb", "0.0305", *flags) as fleet:
-        budget = fleet.metric("mlxfleet_kv_budget_bytes", node="node-0")
+        budget = fleet.metric("mlxfleet_kv_limit_bytes", node="node-0")
         too_much = fleet.post("/v1/completions", {"prompt": "Hi", "max_tokens": 4000})
         assert too_much[0] == 400
         assert "MB of KV cache" in too_much[1]["error"]["message"]
@@ -132,4 +132,4 @@ def test_more_than_fits_into_memory_takes_turns(tiny_model: Path) -> None:
         assert [answer[0] for answer in both] == [200, 200]
         assert [answer[1]["choices"][0]["text"] for answer in both] == alone
         assert fleet.metric("mlxfleet_preemptions_total", node="node-0") > before
-        assert fleet.metric("mlxfleet_kv_used_bytes", node="node-0") <= budget
+        assert fleet.metric("mlxfleet_kv_bytes", node="node-0", state="running") <= budget

@@ -110,7 +110,7 @@ def test_a_stream_of_a_node_that_is_gone_goes_on_on_one_that_came_late(
             running = [pool.submit(stream.run, front) for stream in streams]
             wait_for(
                 lambda: (
-                    front.metric("mlxfleet_running_rows", node="b") == 1
+                    front.metric("mlxfleet_running_sequences", node="b") == 1
                     and all(stream.chunks > 20 for stream in streams)
                 ),
                 "a stream on each node",

@@ -69,7 +69,7 @@ def test_streams_of_a_node_that_hangs_go_on_on_another(
     )
     for node in NODES:
         wait_for(
-            lambda node=node: two_nodes.metric("mlxfleet_running_rows", node=node) == 0,
+            lambda node=node: two_nodes.metric("mlxfleet_running_sequences", node=node) == 0,
             f"no row to be left on {node}",
         )
 

@@ -74,7 +74,9 @@ def test_no_child_survives_a_killed_parent(tiny_model: Path) -> None:
         # Keep the worker busy, so that it is in native code when it happens.
         busy = threading.Thread(target=ignore_errors, args=(fleet,))
         busy.start()
-        wait_for(lambda: fleet.metric("mlxfleet_running_rows", node="node-0") > 0, "a running row")
+        wait_for(
+            lambda: fleet.metric("mlxfleet_running_sequences", node="node-0") > 0, "a running row"
+        )
         fleet.process.kill()
         wait_for(lambda: not any(map(runs, processes)), "every child to end", deadline_s=2.0)
         busy.join(timeout=10)

@@ -85,7 +85,7 @@ def test_a_new_router_starts_with_empty_nodes(tiny_fleet: Fleet) -> None:
             running.result()
     wait_for(lambda: answers(tiny_fleet), "the new router")
     wait_for(lambda: tiny_fleet.get("/ready")[0] == 200, "ready again")
-    wait_for(lambda: tiny_fleet.metric("mlxfleet_running_rows", node="node-0") == 0, "no rows")
+    wait_for(lambda: tiny_fleet.metric("mlxfleet_running_sequences", node="node-0") == 0, "no rows")
     answer = tiny_fleet.client().completions.create(model=MODEL, prompt="Hi", max_tokens=3)
     assert answer.usage.completion_tokens == 3
 

@@ -106,7 +106,7 @@ def test_a_fault_on_command(sim_fleet: Fleet, undisturbed: list[Stream], faults:
         faults.write_text("* hang\n")
         try:
             wait_for(lambda: hangs(sim_fleet), "steps to stand still")
-            assert all(sim_fleet.metric("mlxfleet_running_rows", node=node) for node in NODES)
+            assert all(sim_fleet.metric("mlxfleet_running_sequences", node=node) for node in NODES)
         finally:
             faults.unlink()
         for future in running:

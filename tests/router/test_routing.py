@@ -158,7 +158,7 @@ def test_metrics_tell_what_is_known() -> None:
     metrics.registry.register(RoutingCollector(bench.routing))
     labels = {"node": "n1"}
     assert metrics.registry.get_sample_value("mlxfleet_cache_index_blocks", labels) == 10
-    assert metrics.registry.get_sample_value("mlxfleet_unreported_requests", labels) == 0
+    assert metrics.registry.get_sample_value("mlxfleet_node_unreported_requests", labels) == 0
 
 
 def test_a_decision_for_64_nodes_and_a_long_prompt_takes_less_than_a_millisecond() -> None:
