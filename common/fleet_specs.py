@@ -321,4 +321,18 @@ def process_spec(
         stop_order=stop_order,
         stop_grace_s=stop_grace_s,
         vital=vital,
+        witnesses=witnesses(process),
     )
+
+
+def witnesses(process: Process) -> Sequence[str]:
+    """Processes of this machine at the other ends of a process's links, whose records have what it
+    sent and received. The router has too many of them."""
+    match process:
+        case WorkerProcess() | SimWorkerProcess():
+            return (process.name.replace("worker", "scheduler"),)
+        case SchedulerProcess():
+            return ("router", process.name.replace("scheduler", "worker"))
+        case RouterProcess():
+            return ()
+    return ("router",)

@@ -258,6 +258,7 @@ class Dispatcher:
                 self._recover(sequence)
 
     def _on_fresh_node(self, name: str) -> None:
+        self._metrics.failovers.labels(name)
         for sequence in self._sequences.values():
             if sequence.node == name and not sequence.ended:
                 self._metrics.recoveries.inc()

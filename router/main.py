@@ -47,6 +47,7 @@ class RouterService(Service):
         self._tracer = make_tracer(told.observe, "router", told.name)
         self._context = zmq.Context()
         metrics = Metrics()
+        metrics.start_at_zero(self._catalog.names)
         if told.security is not None:
             self._gatekeeper = Gatekeeper(
                 self._context, told.security, metrics.refused_nodes.labels("key").inc
