@@ -147,7 +147,8 @@ def read_dump(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def test_a_signal_has_all_processes_write_what_they_have(fleet: Fleet, state: Path) -> None:
     rid, _ = complete(fleet)
     fleet.process.send_signal(signal.SIGUSR1)
-    names = {"router", "tokenizer-0", "detokenizer-0", "scheduler-0", "worker-0"}
+    node = {"scheduler-0", "worker-0", "telemetry"}
+    names = {"router", "tokenizer-0", "detokenizer-0", *node}
 
     def dumps() -> dict[str, Path] | None:
         paths = (state / "dumps").glob("*-asked.msgpack")
