@@ -8,21 +8,31 @@ import msgspec
 from aiohttp import web
 
 from mlxfleet.common.errors import NodeNotFoundError
+from mlxfleet.common.messages import Telemetry
 from mlxfleet.router.admission import PRIORITIES, Admission
 from mlxfleet.router.dispatcher import Dispatcher
+from mlxfleet.router.in_flight import InFlight
+from mlxfleet.router.recent import Recent
+
+MAX_REQUESTS_SHOWN = 200
 
 
 class Admin:
     """Handlers of /fleet and /admin."""
 
-    def __init__(self, dispatcher: Dispatcher, admission: Admission) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, admission: Admission, in_flight: InFlight, recent: Recent
+    ) -> None:
         self._dispatcher = dispatcher
         self._admission = admission
+        self._in_flight = in_flight
+        self._recent = recent
 
     def routes(self) -> list[web.RouteDef]:
         """Its routes."""
         return [
             web.get("/fleet", self._fleet),
+            web.get("/fleet/requests", self._requests),
             web.post("/admin/drain/{node}", lambda http: self._drain(http, True)),
             web.post("/admin/undrain/{node}", lambda http: self._drain(http, False)),
         ]
@@ -33,9 +43,19 @@ class Admin:
             {
                 "router": {
                     "sequences": self._admission.sequences,
+                    "max_sequences": self._admission.max_sequences,
                     "queued": {p: self._admission.depth(p) for p in PRIORITIES},
+                    "recent": self._recent.fleet(),
                 },
                 "nodes": [self._node(name, loads[name]) for name in sorted(nodes.status)],
+            }
+        )
+
+    async def _requests(self, http: web.Request) -> web.Response:
+        return json(
+            {
+                "total": self._in_flight.total(),
+                "requests": self._in_flight.oldest(MAX_REQUESTS_SHOWN),
             }
         )
 
@@ -73,7 +93,15 @@ class Admin:
             "restarts": nodes.pool.peers[name].restarts,
             "worker_restarts": status.worker_restarts,
             "worker_memory_bytes": status.worker_memory_bytes,
+            "slowdown": round(status.slowdown, 3),
+            "telemetry": known_sensors(status.telemetry),
+            "recent": self._recent.node(name),
         }
+
+
+def known_sensors(telemetry: Telemetry | None) -> dict[str, Any] | None:
+    """What a machine's sensors said, by name, without those that it does not have."""
+    return None if telemetry is None else msgspec.to_builtins(telemetry)
 
 
 def json(data: object) -> web.Response:

@@ -20,7 +20,9 @@ from mlxfleet.router.dispatcher import Dispatcher
 from mlxfleet.router.fleet_metrics import FleetCollector
 from mlxfleet.router.generation import Front
 from mlxfleet.router.http import Api
+from mlxfleet.router.in_flight import InFlight
 from mlxfleet.router.metrics import Metrics
+from mlxfleet.router.recent import Recent
 from mlxfleet.router.routing import Routing
 from mlxfleet.router.routing_metrics import RoutingCollector
 from mlxfleet.router.scrape_targets import scrape_targets
@@ -78,18 +80,21 @@ class RouterService(Service):
             "detokenizer": self._dispatcher.detokenizers.pool,
         }
         metrics.registry.register(FleetCollector(front, self._dispatcher))
+        in_flight, recent = InFlight(), Recent()
         self._api = Api(
             keys=told.keys,
             front=Front(
                 self._tokenizers, self._dispatcher, self._catalog, options.default_max_tokens
             ),
             admission=admission,
-            admin=Admin(self._dispatcher, admission),
+            admin=Admin(self._dispatcher, admission, in_flight, recent),
             metrics=metrics,
+            in_flight=in_flight,
             can_generate=self._can_generate,
             metrics_of_nodes=lambda: scrape_targets(self._dispatcher.nodes),
         )
         self._watching = asyncio.create_task(self._dispatcher.watch_nodes())
+        self._following = asyncio.create_task(recent.follow(metrics, self._dispatcher.nodes))
         await self._listen(options.host, options.port, options.max_body_mb * 1_000_000)
 
     async def drain(self) -> None:
@@ -102,6 +107,7 @@ class RouterService(Service):
         """Close the HTTP server, then the links."""
         await self._runner.cleanup()
         self._watching.cancel()
+        self._following.cancel()
         for channel in (
             self._tokenizers.pool.channel,
             self._dispatcher.nodes.pool.channel,
