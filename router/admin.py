@@ -8,7 +8,6 @@ import msgspec
 from aiohttp import web
 
 from mlxfleet.common.errors import NodeNotFoundError
-from mlxfleet.common.messages import Telemetry
 from mlxfleet.router.admission import PRIORITIES, Admission
 from mlxfleet.router.dispatcher import Dispatcher
 from mlxfleet.router.in_flight import InFlight
@@ -44,8 +43,8 @@ class Admin:
                 "router": {
                     "sequences": self._admission.sequences,
                     "max_sequences": self._admission.max_sequences,
-                    "queued": {p: self._admission.depth(p) for p in PRIORITIES},
                     "recent": self._recent.fleet(),
+                    "queued": {p: self._admission.depth(p) for p in PRIORITIES},
                 },
                 "nodes": [self._node(name, loads[name]) for name in sorted(nodes.status)],
             }
@@ -82,6 +81,7 @@ class Admin:
             "sequences": sequences,
             "silent_s": round(nodes.silent_s(name), 3),
             "tokens_per_s": round(nodes.tokens_per_s(name), 1),
+            "recent": self._recent.node(name),
             "running": status.running,
             "queued": status.queued,
             "max_running": status.max_running,
@@ -93,15 +93,7 @@ class Admin:
             "restarts": nodes.pool.peers[name].restarts,
             "worker_restarts": status.worker_restarts,
             "worker_memory_bytes": status.worker_memory_bytes,
-            "slowdown": round(status.slowdown, 3),
-            "telemetry": known_sensors(status.telemetry),
-            "recent": self._recent.node(name),
         }
-
-
-def known_sensors(telemetry: Telemetry | None) -> dict[str, Any] | None:
-    """What a machine's sensors said, by name, without those that it does not have."""
-    return None if telemetry is None else msgspec.to_builtins(telemetry)
 
 
 def json(data: object) -> web.Response:

@@ -117,7 +117,7 @@ function showWeight(node) {
   const slow = node.slowdown >= SLOWDOWN;
   return {
     text: percent(node.weight),
-    tone: node.weight < 0.995 ? "warn" : undefined,
+    tone: known(node.weight) && node.weight < 0.995 ? "warn" : undefined,
     sub: slow ? `passes take ${percent(node.slowdown - 1)} longer` : "",
     subTone: "warn",
   };
