@@ -44,6 +44,7 @@ class RouterService(Service):
         """Bind the links, then the HTTP port."""
         told, options = self._told, self._told.options
         session = new_incarnation()
+        in_flight, recent = InFlight(), Recent()
         self._context = zmq.Context()
         metrics = Metrics()
         if told.security is not None:
@@ -80,7 +81,6 @@ class RouterService(Service):
             "detokenizer": self._dispatcher.detokenizers.pool,
         }
         metrics.registry.register(FleetCollector(front, self._dispatcher))
-        in_flight, recent = InFlight(), Recent()
         self._api = Api(
             keys=told.keys,
             front=Front(
