@@ -141,9 +141,7 @@ async def run(options: Options) -> None:
             async_playwright() as playwright,
         ):
             await asyncio.sleep(options.after_s)
-            browser = await playwright.chromium.launch(
-                executable_path=chromium, args=BROWSER_FLAGS
-            )
+            browser = await playwright.chromium.launch(executable_path=chromium, args=BROWSER_FLAGS)
             for name, scheme in PICTURES.items():
                 await take(browser, spec.url, scheme, options.out / name)
                 print(options.out / name)

@@ -73,7 +73,8 @@ function showKv(node) {
 /** Two sizes, in MB or GB as the larger wants. */
 function inOneUnit(part, all) {
   if (all < 1e9) return [count(part / 1e6), `${count(all / 1e6)} MB`];
-  return [gigabytes(part), `${gigabytes(all)} GB`];
+  const format = all < 1e11 ? tenths : whole;
+  return [format.format(part / 1e9), `${format.format(all / 1e9)} GB`];
 }
 
 function showMemory(node) {
