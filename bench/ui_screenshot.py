@@ -170,7 +170,8 @@ async def run(options: Options) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         simulated = folder / MODEL
-        simulated.symlink_to(options.model.resolve())
+        # A simulated node needs no weights.
+        shutil.copytree(options.model, simulated, ignore=shutil.ignore_patterns("*.safetensors"))
         (folder / "sensors").write_text(telemetry(throttled=False))
         async with (
             fleet(simulated, real, folder) as url,
