@@ -135,8 +135,8 @@ async def under_load(url: str) -> AsyncIterator[None]:
     chats = random_prompts(24, 120, seed="chats", common_words=160)
     jobs = random_prompts(400, 400, seed="jobs")
     loads = [
-        forever(prompts=chats, concurrency=34, max_tokens=180),
-        forever(prompts=jobs, concurrency=24, max_tokens=400, extra={"priority": "batch"}),
+        forever(prompts=chats, concurrency=40, max_tokens=180),
+        forever(prompts=jobs, concurrency=56, max_tokens=400, extra={"priority": "batch"}),
     ]
     tasks = [asyncio.create_task(run_load(load)) for load in loads]
     try:
