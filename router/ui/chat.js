@@ -72,9 +72,9 @@ class Chat {
     this.stopper = null;
     this.form.addEventListener("submit", (event) => {
       event.preventDefault();
-      if (this.stopper) this.stop();
-      else this.ask();
+      this.ask();
     });
+    this.send.addEventListener("click", () => this.stop());
     this.message.addEventListener("keydown", (event) => {
       if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
       event.preventDefault();
@@ -130,7 +130,7 @@ class Chat {
       }
     }
     this.working(false);
-    if (turn.said.data) {
+    if (turn.said.data && turn.element.isConnected) {
       this.messages.push(question, { role: "assistant", content: turn.said.data });
       this.messages.splice(0, this.messages.length - MAX_TURNS);
     }
@@ -190,11 +190,12 @@ class Chat {
     if (scrollHeight - scrollTop - clientHeight < FOLLOW_PX) this.log.scrollTop = scrollHeight;
   }
 
-  /** One button does both, so that it keeps the focus. */
+  /** One button sends and stops, so that it keeps the focus; stopping asks for no valid form. */
   working(answering) {
     this.stopper = answering ? new AbortController() : null;
     this.log.setAttribute("aria-busy", String(answering));
     setText(this.send, answering ? "Stop" : "Send");
+    this.send.type = answering ? "button" : "submit";
     if (answering) this.announce("Answering");
   }
 }

@@ -68,10 +68,13 @@ class Connection {
   }
 }
 
-/** A JSON answer of the router; an error says why there is none. */
+/** Something answers, but not as a router does that can tell of its fleet. */
+class OtherAnswer extends Error {}
+
+/** A JSON answer of the router. */
 async function get(client, path) {
   const response = await client.fetch(path, { timeoutMs: TIMEOUT_MS });
-  if (!response.ok) throw new Error(`The router answers with status ${response.status}`);
+  if (!response.ok) throw new OtherAnswer(`The router answers with status ${response.status}`);
   return response.json();
 }
 
@@ -121,7 +124,7 @@ async function main() {
       fleet = await get(client, "/fleet");
       running = await get(client, "/fleet/requests");
     } catch (error) {
-      connection.gone(error.constructor === Error ? error.message : "The router does not answer");
+      connection.gone(error instanceof OtherAnswer ? error.message : "The router does not answer");
       modelsWanted = true;
       await connection.pause();
       continue;
