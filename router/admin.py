@@ -10,19 +10,28 @@ from aiohttp import web
 from mlxfleet.common.errors import NodeNotFoundError
 from mlxfleet.router.admission import PRIORITIES, Admission
 from mlxfleet.router.dispatcher import Dispatcher
+from mlxfleet.router.in_flight import InFlight
+from mlxfleet.router.recent import Recent
+
+MAX_REQUESTS_SHOWN = 200
 
 
 class Admin:
     """Handlers of /fleet and /admin."""
 
-    def __init__(self, dispatcher: Dispatcher, admission: Admission) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, admission: Admission, in_flight: InFlight, recent: Recent
+    ) -> None:
         self._dispatcher = dispatcher
         self._admission = admission
+        self._in_flight = in_flight
+        self._recent = recent
 
     def routes(self) -> list[web.RouteDef]:
         """Its routes."""
         return [
             web.get("/fleet", self._fleet),
+            web.get("/fleet/requests", self._requests),
             web.post("/admin/drain/{node}", lambda http: self._drain(http, True)),
             web.post("/admin/undrain/{node}", lambda http: self._drain(http, False)),
         ]
@@ -34,12 +43,22 @@ class Admin:
             {
                 "router": {
                     "sequences": self._admission.sequences,
+                    "max_sequences": self._admission.max_sequences,
+                    "recent": self._recent.fleet(),
                     "queued": {p: self._admission.depth(p) for p in PRIORITIES},
                 },
                 "nodes": [
                     self._node(name, loads[name], weights.get(name))
                     for name in sorted(nodes.status)
                 ],
+            }
+        )
+
+    async def _requests(self, http: web.Request) -> web.Response:
+        return json(
+            {
+                "total": self._in_flight.total(),
+                "requests": self._in_flight.oldest(MAX_REQUESTS_SHOWN),
             }
         )
 
@@ -67,6 +86,7 @@ class Admin:
             "sequences": sequences,
             "silent_s": round(nodes.silent_s(name), 3),
             "tokens_per_s": round(nodes.tokens_per_s(name), 1),
+            "recent": self._recent.node(name),
             "running": status.running,
             "queued": status.queued,
             "max_running": status.max_running,

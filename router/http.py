@@ -26,11 +26,13 @@ from mlxfleet.router.admin import Admin
 from mlxfleet.router.admission import Admission, Ticket
 from mlxfleet.router.auth import Authenticator, client_name
 from mlxfleet.router.generation import Front, Generation
+from mlxfleet.router.in_flight import InFlight
 from mlxfleet.router.metrics import Metrics, RequestRecord
 from mlxfleet.router.parameters import ChatRequest, CompletionRequest, Parameters, parse
 from mlxfleet.router.request_trace import traced
 from mlxfleet.router.scrape_targets import ScrapeTarget
 from mlxfleet.router.shapes import ChatShape, CompletionShape, Response, Usage
+from mlxfleet.router.ui.page import Page
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ class Api:
         admission: Admission,
         admin: Admin,
         metrics: Metrics,
+        in_flight: InFlight,
         can_generate: Callable[[], bool],
         metrics_of_nodes: Callable[[], list[ScrapeTarget]],
         tracer: Tracer,
@@ -63,6 +66,7 @@ class Api:
         self._admission = admission
         self._admin = admin
         self._metrics = metrics
+        self._in_flight = in_flight
         self._can_generate = can_generate
         self._metrics_of_nodes = metrics_of_nodes
         self._tracer = tracer
@@ -89,6 +93,7 @@ class Api:
                 web.get("/metrics", self._show_metrics),
                 web.get("/metrics/targets", self._metrics_targets),
                 *self._admin.routes(),
+                *Page().routes(),
             ]
         )
         return app
@@ -188,12 +193,14 @@ class Api:
                 ticket = make_ticket(http, request, model)
                 stages = self._metrics.stages
                 stages.observe(model, "validate", time.perf_counter() - began)
-                with self._admission.room_for(ticket):
+                shown = self._in_flight.entry(ticket.priority)
+                with self._admission.room_for(ticket), shown as entry:
                     with stages.timed(model, "tokenize"):
                         generation = await make(request, trace.stage("tokenize"))
                     trace.runs(generation)
                     session = http.headers.get(SESSION_HEADER) or request.user
                     generation.belongs_to(session, record.arrived)
+                    entry.sequences = generation.sequences
                     self._metrics.prompt_tokens.labels(model).inc(generation.prompt_tokens)
                     shape = make_shape(request)
                     answer = self._stream if request.stream else self._whole

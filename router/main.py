@@ -21,7 +21,9 @@ from mlxfleet.router.dispatcher import Dispatcher
 from mlxfleet.router.fleet_metrics import FleetCollector
 from mlxfleet.router.generation import Front
 from mlxfleet.router.http import Api
+from mlxfleet.router.in_flight import InFlight
 from mlxfleet.router.metrics import Metrics
+from mlxfleet.router.recent import Recent
 from mlxfleet.router.routing import Routing
 from mlxfleet.router.routing_metrics import RoutingCollector
 from mlxfleet.router.scrape_targets import scrape_targets
@@ -45,6 +47,7 @@ class RouterService(Service):
         told, options = self._told, self._told.options
         session = new_incarnation()
         self._tracer = make_tracer(told.observe, "router", told.name)
+        in_flight, recent = InFlight(), Recent()
         self._context = zmq.Context()
         metrics = Metrics()
         metrics.start_at_zero(self._catalog.names)
@@ -93,13 +96,15 @@ class RouterService(Service):
                 self._tokenizers, self._dispatcher, self._catalog, options.default_max_tokens
             ),
             admission=admission,
-            admin=Admin(self._dispatcher, admission),
+            admin=Admin(self._dispatcher, admission, in_flight, recent),
             metrics=metrics,
+            in_flight=in_flight,
             can_generate=self._can_generate,
             metrics_of_nodes=lambda: scrape_targets(self._dispatcher.nodes),
             tracer=self._tracer,
         )
         self._watching = asyncio.create_task(self._dispatcher.watch_nodes())
+        self._following = asyncio.create_task(recent.follow(metrics, self._dispatcher.nodes))
         await self._listen(options.host, options.port, options.max_body_mb * 1_000_000)
 
     async def drain(self) -> None:
@@ -112,6 +117,7 @@ class RouterService(Service):
         """Close the HTTP server, then the links, and send the last spans."""
         await self._runner.cleanup()
         self._watching.cancel()
+        self._following.cancel()
         for channel in (
             self._tokenizers.pool.channel,
             self._dispatcher.nodes.pool.channel,

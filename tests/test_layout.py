@@ -55,7 +55,7 @@ def test_the_wheel_holds_every_file(tmp_path: Path) -> None:
         f"mlxfleet/{path.relative_to(ROOT)}"
         for name in PACKAGES
         for path in (ROOT / name).rglob("*")
-        if path.suffix == ".py" or path.name == "py.typed"
+        if path.suffix in {".py", ".html", ".css", ".js"} or path.name == "py.typed"
     }
     assert packed == expected
 
