@@ -58,6 +58,7 @@ SHOWN: Fields = {
     "resend": fields("rid detokenizer start"),
     "release": fields("rid"),
     "send_kv_snapshot": fields(""),
+    "machine_sample": fields("", machine=TELEMETRY, nodes=TELEMETRY),
     "node_status": fields(NODE, model=MODEL, info=INFO, telemetry=TELEMETRY),
     "kv_events": fields("sequence cleared"),
     "kv_snapshot": fields("sequence first last"),
