@@ -40,7 +40,8 @@ class DetokenizerService(ClientService):
         self._gatekeeper: Gatekeeper | None = None
         self._steps = Tally()
         self._streams: OrderedDict[str, Stream] = OrderedDict()
-        self._closed_or_lost: OrderedDict[str, None] = OrderedDict()
+        # With whether the last tokens have come since.
+        self._closed_or_lost: OrderedDict[str, bool] = OrderedDict()
 
     async def startup(self) -> None:
         """Load the tokenizer, listen for tokens, then connect to the router."""
@@ -82,11 +83,14 @@ class DetokenizerService(ClientService):
         """Open or close a stream."""
         match message:
             case OpenStream():
-                self._closed_or_lost.pop(message.rid, None)
+                missed_end = self._closed_or_lost.pop(message.rid, False)
                 self._close(message.rid, "opened again")
                 self._streams[message.rid] = Stream(self._vocabulary, message)
                 if len(self._streams) > MAX_STREAMS:
                     self._close(next(iter(self._streams)), "too many streams")
+                if missed_end:
+                    # Sent again by the node, they were faster than this; no gap would show it.
+                    self._report_lost(message.rid, last=False)
             case CloseStream():
                 self._close(message.rid, "closed")
                 self._remember(message.rid)
@@ -101,7 +105,7 @@ class DetokenizerService(ClientService):
         for position, rid in enumerate(tokens.rids):
             stream = self._streams.get(rid)
             if stream is None:
-                self._report_lost(rid)
+                self._report_lost(rid, last=position in tokens.finish)
             else:
                 self._push(stream, tokens, position, text)
         if text.rids:
@@ -118,7 +122,7 @@ class DetokenizerService(ClientService):
                 tokens.logprobs.get(position, []),
             )
         except GapError:
-            self._report_lost(stream.rid)
+            self._report_lost(stream.rid, last=position in tokens.finish)
             return
         if piece is None:
             return
@@ -156,14 +160,17 @@ class DetokenizerService(ClientService):
             },
         )
 
-    def _report_lost(self, rid: str) -> None:
-        """Ask the router, once, to open a stream again that has a gap or is unknown here."""
+    def _report_lost(self, rid: str, *, last: bool) -> None:
+        """Ask the router, once, to open a stream again that has a gap or is unknown here; `last` if
+        its last tokens are among those that cannot be used."""
         if rid not in self._closed_or_lost:
             self._remember(rid)
             self.router.send(StreamLost(rid))
+        elif last:
+            self._closed_or_lost[rid] = True
 
     def _remember(self, rid: str) -> None:
-        self._closed_or_lost[rid] = None
+        self._closed_or_lost[rid] = False
         if len(self._closed_or_lost) > MAX_REMEMBERED:
             self._closed_or_lost.popitem(last=False)
 
