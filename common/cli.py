@@ -190,6 +190,8 @@ def demo_model_command(
 for name in ("up", "status", "down", "logs", "drain", "undrain"):
     app.command(f"mlxfleet.common.cluster.commands:{name}", name=name)
 
+app.command("mlxfleet.common.tap.command:tap", name="tap")
+
 
 def main() -> None:
     """Entry point of the console command."""
