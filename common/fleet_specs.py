@@ -327,12 +327,12 @@ def process_spec(
 
 def witnesses(process: Process) -> Sequence[str]:
     """Processes of this machine at the other ends of a process's links, whose records have what it
-    sent and received. The router has too many of them."""
+    sent and received. The router has too many of them, telemetry sends nothing of interest."""
     match process:
         case WorkerProcess() | SimWorkerProcess():
             return (process.name.replace("worker", "scheduler"),)
         case SchedulerProcess():
             return ("router", process.name.replace("scheduler", "worker"))
-        case RouterProcess():
+        case RouterProcess() | TelemetryProcess():
             return ()
     return ("router",)

@@ -12,7 +12,9 @@ import msgpack
 from mlxfleet.common.tap.stream import Frame
 
 MALFORMED = "malformed"
-HEARTBEATS = frozenset({"hello", "welcome", "node_status", "worker_status", "ping"})
+HEARTBEATS = frozenset(
+    {"hello", "welcome", "node_status", "worker_status", "machine_sample", "ping"}
+)
 
 # Ids in the API are a request's id behind one of these.
 API_PREFIXES = ("chatcmpl-", "cmpl-")

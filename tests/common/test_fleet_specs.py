@@ -69,3 +69,17 @@ def test_a_mac_is_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
     assert launch().validated() == launch()
     with pytest.raises(ConfigError, match="--nodes"):
         launch(nodes=2).validated()
+
+
+def test_who_can_tell_of_a_process_that_was_killed(tmp_path: Path) -> None:
+    specs = make_specs(launch(nodes=2), tmp_path, Path("model"), "model", ())
+    assert {spec.name: tuple(spec.witnesses) for spec in specs} == {
+        "router": (),
+        "tokenizer-0": ("router",),
+        "detokenizer-0": ("router",),
+        "telemetry": (),
+        "scheduler-0": ("router", "worker-0"),
+        "worker-0": ("scheduler-0",),
+        "scheduler-1": ("router", "worker-1"),
+        "worker-1": ("scheduler-1",),
+    }

@@ -67,7 +67,7 @@ def send(folder: Path, socket_name: str, kind: int, frames: list[bytes]) -> None
         ("detokenizers", zmq.DEALER, "router"),
         ("nodes", zmq.DEALER, "router"),
         ("tokens-0", zmq.PUSH, "detokenizer-0"),
-        ("worker-0", zmq.DEALER, "node-0"),
+        ("worker-0", zmq.DEALER, "scheduler"),
     ],
 )
 def test_servers_drop_garbage(tiny_fleet: Fleet, socket_name: str, kind: int, process: str) -> None:
