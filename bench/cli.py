@@ -12,3 +12,4 @@ app = App(
     config=cyclopts.config.Env("MLXFLEET_BENCH_", command=False),
 )
 app.command("mlxfleet.bench.serve_command:serve_command", name="serve")
+app.command("mlxfleet.bench.compare_command:compare_command", name="compare")

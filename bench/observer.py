@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
 import time
 from collections.abc import Callable
@@ -47,8 +48,9 @@ class Fleet(Struct):
     nodes: list[Node] = []
 
 
+@functools.cache
 def machine_sensors() -> Source | None:
-    """This machine's; None in an installation without the reader."""
+    """This machine's, which are opened once; None in an installation without the reader."""
     try:
         module = importlib.import_module("mlxfleet.common.telemetry.source")
     except ModuleNotFoundError:
@@ -78,13 +80,15 @@ class Observer:
         began = time.perf_counter()
         while True:
             at_s = time.perf_counter() - began
-            if self._sensors is not None:
-                machine = self._sensors.sample().machine
-                self._on_sample(Sample(run=run, at_s=at_s, telemetry=machine))
-            for node in await self._nodes():
-                if (told := node.telemetry) is not None:
-                    self._on_sample(Sample(run=run, at_s=at_s, node=node.name, telemetry=told))
+            for node, told in (await self.readings()).items():
+                self._on_sample(Sample(run=run, at_s=at_s, node=node, telemetry=told))
             await asyncio.sleep(max(began + at_s + PERIOD_S - time.perf_counter(), 0.0))
+
+    async def readings(self) -> dict[str, Telemetry]:
+        """What sensors say now, by node; "" is this machine."""
+        found = {} if self._sensors is None else {"": self._sensors.sample().machine}
+        nodes = await self._nodes()
+        return found | {node.name: node.telemetry for node in nodes if node.telemetry is not None}
 
     async def _nodes(self) -> list[Node]:
         """The fleet's; none if it does not answer in time."""
