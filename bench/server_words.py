@@ -52,7 +52,10 @@ async def said(session: aiohttp.ClientSession, target: Target) -> dict[str, Any]
 
 
 def model_of(words: dict[str, Any]) -> str:
-    """The name of the only model; ConfigError if there is none or more than one."""
+    """The name of the only model; ServerError if the server does not say which it has, ConfigError
+    if there is none or more than one."""
+    if "models" not in words:
+        raise ServerError("the server does not say what models it has: choose one with --model")
     try:
         models = msgspec.convert(words.get("models", {}), Models).data
     except msgspec.ValidationError:

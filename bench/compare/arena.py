@@ -21,8 +21,8 @@ from mlxfleet.bench.plans import DEFAULT_CONCURRENCY, Plan, plans
 from mlxfleet.bench.records import Sample, Summary
 from mlxfleet.bench.serve import Bench
 from mlxfleet.bench.serve_options import Options
-from mlxfleet.bench.servers import serving
-from mlxfleet.common.errors import ConfigError, MlxfleetError
+from mlxfleet.bench.servers import ServerError, serving
+from mlxfleet.common.errors import ConfigError
 from mlxfleet.common.messages import Telemetry
 
 
@@ -68,7 +68,7 @@ class Arena:
         async def ask() -> str:
             try:
                 await bench.startup()
-            except MlxfleetError as error:
+            except ServerError as error:
                 return str(error)
             return ""
 
