@@ -52,11 +52,11 @@ class Compared:
         self._server = folder / "server.py"
         self._server.write_text(SERVER)
         self._prompts = folder / "prompts.jsonl"
-        self._prompts.write_text('"Hello"\n"Good day"\n')
+        self._prompts.write_text("".join(f'"Hello {number}"\n' for number in range(8)))
 
     def command(self, *flags: str) -> list[str]:
         """Of two servers, the second of which takes eight times as long."""
-        sides = [self.side(0.01), self.side(0.08)]
+        sides = [self.side(0.005), self.side(0.04)]
         load = ["--prompts", str(self._prompts), "--requests", "8", "--concurrency", "4"]
         fast = ["--cooldown-s", "0", "--baseline-s", "0", "--warmup-tolerance", "0.5"]
         out = ["--out", str(self.out), "--no-telemetry"]
