@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from mlxfleet.bench.comparison import Measurement, medians, ratios
+from mlxfleet.bench.figures import summarize
 from mlxfleet.bench.prompts import random_prompts
-from mlxfleet.bench.result import RequestResult, summarize
+from mlxfleet.bench.records import ClientCost, Request
 
 
 def measure(server: str, round_number: int, concurrency: int, seconds: float) -> Measurement:
     """A server that makes two tokens in this time."""
-    request = RequestResult(
+    request = Request(
+        run="",
         index=0,
-        start_s=0.0,
+        due_s=0.0,
+        sent_s=0.0,
         duration_s=seconds,
-        chunk_times_s=[seconds / 2, seconds],
+        token_times_s=[seconds / 2, seconds],
+        output_tokens=2,
         finish_reason="length",
     )
+    cost = ClientCost(cpu_share=0, event_lag_p99_ms=0, late_sends_p99_ms=0, saturated=False)
     return Measurement(
         server=server,
         round=round_number,
         concurrency=concurrency,
-        summary=summarize([request]),
+        summary=summarize("", [request], {}, cost),
         processes=[],
         served_cpu_s=0.0,
         other_cpu_s=0.0,
