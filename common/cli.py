@@ -189,6 +189,7 @@ def demo_model_command(
 
 for name in ("up", "status", "down", "logs", "drain", "undrain"):
     app.command(f"mlxfleet.common.cluster.commands:{name}", name=name)
+app.command("mlxfleet.bench.cli:app", name="bench")
 
 
 def main() -> None:

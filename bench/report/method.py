@@ -1,0 +1,85 @@
+"""What was done, in words, as far as the records say it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from mlxfleet.bench.records import Run
+from mlxfleet.bench.report.loaded import Loaded, LoadedComparison
+
+TERMS = (
+    "TTFT is the time from sending a request to its first text; chunks that only announce a role,"
+    " and empty ones, do not count. TPOT is the mean time per token after the first. ITL is the gap"
+    " between two chunks with text, of which each may hold several tokens. E2E is the whole"
+    " request. Percentiles lie between neighbouring values. Tokens and times are those of requests"
+    " that did not fail."
+)
+CLIENT = (
+    "The client ran on the machine described below and measured itself: its share of a core, how"
+    " late its event loop was, and how late it sent requests. A client that was too slow is"
+    " reported at the top."
+)
+SENSORS = (
+    "Temperature, power, frequency and memory were read about once a second while requests ran;"
+    " what is not shown could not be read."
+)
+NO_SENSORS = "No sensor was read, so that heat and clock scaling can hide in these figures."
+SIDES = (
+    "The sides were measured in turns, one alive at a time, in another order in every round, with"
+    " the same prompts. Tables have medians over the rounds, so ratios say more than absolute"
+    " figures."
+)
+
+
+def method(loaded: Loaded) -> list[str]:
+    """Paragraphs."""
+    runs = [one.run for one in loaded.runs]
+    has_samples = any(one.samples for one in loaded.runs)
+    paragraphs = [arrivals(runs), *(compared(one) for one in loaded.comparisons)]
+    if loaded.starts:
+        paragraphs.append(SIDES)
+    return [*paragraphs, TERMS, CLIENT, SENSORS if has_samples else NO_SENSORS]
+
+
+def arrivals(runs: Iterable[Run]) -> str:
+    """How requests came."""
+    kinds = {kind_of(run) for run in runs}
+    words = {
+        "closed": "Closed loop: each stream sent its next request when its last one had ended.",
+        "open": "Open loop: requests were sent at random times at the given mean rate, whether or"
+        " not earlier ones had ended, so a server that is too slow shows as a queue.",
+        "trace": "Requests were sent at the times of a recorded trace.",
+    }
+    return " ".join(sentence for kind, sentence in words.items() if kind in kinds)
+
+
+def kind_of(run: Run) -> str:
+    """How a run's requests came: closed loop, open loop, or the times of a trace."""
+    if run.arrival.get("request_rate") is not None:
+        return "open"
+    return "closed" if run.arrival.get("concurrency") is not None else "trace"
+
+
+def compared(found: LoadedComparison) -> str:
+    """How sides were compared."""
+    out = sum(bool(one.thrown_out) for one in found.rounds)
+    blocks = len({one.block for one in found.rounds})
+    cooled = max((one.cooled_s for one in found.rounds), default=0.0)
+    words = (
+        f"Sides were compared in {len(found.rounds)} rounds in {blocks} blocks, each block in"
+        " balanced random order, so that a machine that gets slower slows all sides alike; rounds"
+        " of a pair had the same requests."
+    )
+    if cooled:
+        words += f" Before a round the machine cooled down, for up to {cooled:.0f} s."
+    if out:
+        words += (
+            f" {out} rounds were thrown out and repeated, because memory pressure or the thermal"
+            " state rose in them; they are marked and do not count."
+        )
+    if found.verdicts:
+        words += (
+            f" The interval ({found.verdicts[0].confidence:.0%}) is a bootstrap over the pairs. A"
+            " side is called faster or slower only if the interval does not hold 1."
+        )
+    return words

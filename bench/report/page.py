@@ -1,0 +1,163 @@
+"""The whole report: one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from mlxfleet.bench.figures import figure_at
+from mlxfleet.bench.records import Summary, Verdict
+from mlxfleet.bench.report.cautions import cautions
+from mlxfleet.bench.report.curves import curves
+from mlxfleet.bench.report.distributions import distributions
+from mlxfleet.bench.report.facts import Fact, facts
+from mlxfleet.bench.report.forest import forests
+from mlxfleet.bench.report.groups import Group, groups_of, in_words
+from mlxfleet.bench.report.loaded import Loaded, LoadedComparison
+from mlxfleet.bench.report.markup import Markup, join, tag
+from mlxfleet.bench.report.method import method
+from mlxfleet.bench.report.style import style
+from mlxfleet.bench.report.tables import (
+    number,
+    rounds_table,
+    runs_table,
+    sides_table,
+    times_table,
+)
+from mlxfleet.bench.report.timeline import timeline
+
+Draw = Callable[[Group], list[Markup]]
+
+
+def page(loaded: Loaded, title: str) -> str:
+    """The report as HTML."""
+    groups = groups_of(loaded)
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("title", title),
+        tag("style", Markup(style())),
+    )
+    body = tag(
+        "main",
+        tag("h1", title),
+        tag("p", overview(loaded), class_="under"),
+        warnings(cautions(loaded)),
+        *(
+            verdict_card(found, verdict)
+            for found in loaded.comparisons
+            for verdict in found.verdicts
+        ),
+        tiles(groups),
+        *(group_section(group, len(groups) > 1) for group in groups),
+        section("Paired ratios", forests(loaded), *map(rounds_table, loaded.comparisons)),
+        section("Over time", timeline(loaded.runs, loaded.thrown_out())),
+        section("Every run", [runs_table(loaded), times_table(loaded)] if groups else []),
+        section("How it was measured", [tag("p", paragraph) for paragraph in method(loaded)]),
+        section("With what", [fact_list(facts(loaded))]),
+    )
+    return "<!doctype html>\n" + tag("html", head, tag("body", body), lang="en") + "\n"
+
+
+def overview(loaded: Loaded) -> str:
+    """A line under the title."""
+    runs = [one.run for one in loaded.runs]
+    requests = sum(summary.requests for _, summary in loaded.finished)
+    day = min((run.began for run in runs), default="")[:10]
+    machines = dict.fromkeys(run.machine.processor for run in runs)
+    return " · ".join(
+        filter(None, [day, f"{len(runs)} runs", f"{requests:,} requests", ", ".join(machines)])
+    )
+
+
+def section(title: str, parts: Sequence[Markup], *more: Markup) -> Markup | None:
+    """A part of the page with its heading; None if there is nothing in it."""
+    if not parts and not more:
+        return None
+    return tag("section", tag("h2", title), *parts, *more)
+
+
+def warnings(sentences: Sequence[str]) -> Markup | None:
+    """What has to be known first."""
+    if not sentences:
+        return None
+    items = (tag("li", sentence) for sentence in sentences)
+    return tag(
+        "div",
+        tag("b", "Before believing these figures"),
+        tag("ul", *items),
+        class_="caution",
+        role="note",
+    )
+
+
+def verdict_card(found: LoadedComparison, verdict: Verdict) -> Markup:
+    """What a comparison found."""
+    name = figure_at(found.comparison.figure).name
+    words = {
+        "faster": f"{verdict.side} is faster than {verdict.against}",
+        "slower": f"{verdict.side} is slower than {verdict.against}",
+    }.get(verdict.verdict, f"No difference shown between {verdict.side} and {verdict.against}")
+    return tag(
+        "div",
+        tag("p", words, class_="word"),
+        tag(
+            "p",
+            f"Ratio of {name}: {verdict.ratio:.3f}, {verdict.confidence:.0%} interval"
+            f" {verdict.low:.3f} to {verdict.high:.3f}, from {verdict.rounds} pairs of rounds; more"
+            f" than 1 is better. A difference of {verdict.smallest_visible:.1%} or more would have"
+            " shown.",
+        ),
+        class_="verdict",
+    )
+
+
+def tiles(groups: Sequence[Group]) -> Markup | None:
+    """The figures of a single run, large."""
+    if len(groups) != 1 or len(groups[0].runs) != 1:
+        return None
+    summary = groups[0].runs[0][1]
+    cards = (
+        tag("div", tag("b", value), tag("span", name), class_="tile")
+        for name, value in single_figures(summary)
+        if value
+    )
+    return tag("div", *cards, class_="tiles")
+
+
+def single_figures(summary: Summary) -> list[tuple[str, str]]:
+    """Names and values."""
+    times = [
+        (f"{name} {part}, ms", number(figure_at(f"{name.lower()}_ms.{part}").of(summary)))
+        for name in ("TTFT", "TPOT")
+        for part in ("p50", "p99")
+    ]
+    return [
+        ("output tokens/s", number(summary.output_tokens_per_s)),
+        ("requests/s", number(summary.requests_per_s)),
+        ("goodput, requests/s", number(summary.goodput_per_s)),
+        *times,
+        ("longest gap, ms", number(summary.longest_gap_ms)),
+        ("failed requests", f"{summary.requests - summary.completed:,}"),
+    ]
+
+
+def group_section(group: Group, named: bool) -> Markup:
+    """Pictures and table of runs that belong together."""
+    words = in_words(group.data.items())
+    title = group.model if named and group.model else "Latency and throughput"
+    large, small = curves(group), distributions(group)
+    return tag(
+        "section",
+        tag("h2", title),
+        tag("p", words, class_="under") if words else None,
+        sides_table(group) if len(group.sides) > 1 or len(group.loads) > 1 else None,
+        tag("div", *large, class_="pictures large") if large else None,
+        tag("h3", "Distributions") if small else None,
+        tag("div", *small, class_="pictures") if small else None,
+    )
+
+
+def fact_list(known: Sequence[Fact]) -> Markup:
+    """Names and what is so."""
+    return tag("dl", join([join((tag("dt", name), tag("dd", value))) for name, value in known]))
