@@ -55,21 +55,24 @@ def saturated(loaded: Loaded) -> list[str]:
 
 
 def failures(loaded: Loaded) -> list[str]:
-    """Runs with failed requests, with the first message of each kind."""
-    found = []
+    """Sides with failed requests, with the first message of each kind."""
+    counts: dict[str, Counter[str]] = {}
+    requests: Counter[str] = Counter()
+    messages: dict[tuple[str, str], str] = {}
     for one, summary in loaded.finished:
-        if not summary.errors:
-            continue
-        messages: dict[str, str] = {}
+        side = side_of(one.run)
+        requests[side] += summary.requests
+        counts.setdefault(side, Counter()).update(summary.errors)
         for request in one.requests:
-            if request.error is not None:
-                messages.setdefault(request.error.kind, request.error.message)
-        kinds = ", ".join(
-            f"{count} {kind}" + (f" ({messages[kind]})" if kind in messages else "")
-            for kind, count in summary.errors.items()
-        )
-        found.append(f"{name_of(one)}: of {summary.requests:,} requests failed {kinds}.")
-    return found
+            if (error := request.error) is not None:
+                messages.setdefault((side, error.kind), f" ({error.message})")
+    return [
+        f"{side}: of {requests[side]:,} requests failed "
+        + ", ".join(f"{n} with {kind}{messages.get((side, kind), '')}" for kind, n in kinds.items())
+        + "."
+        for side, kinds in counts.items()
+        if kinds
+    ]
 
 
 def sensors(loaded: Loaded) -> list[str]:

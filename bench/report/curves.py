@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlxfleet.bench.figures import OUTPUT_RATE, REQUEST_RATE, Figure, figure_at
+from mlxfleet.bench.summary_figures import OUTPUT_RATE, REQUEST_RATE, Figure, figure_at
 from mlxfleet.bench.report.axis import axis_for
 from mlxfleet.bench.report.frame import (
     Frame,
@@ -96,7 +96,7 @@ def draw(group: Group, rate: Figure, name: str) -> Markup:
 def load_labels(pixels: list[Point], loads: list[Load]) -> list[Markup]:
     """What load a point is, where there is only one line to write at."""
     return [
-        label(x, y - 9, load.words.split()[0], "tick")
+        label(x, y + 17, load.words.split()[0], "tick")
         for (x, y), load in zip(pixels, loads, strict=True)
     ]
 

@@ -31,7 +31,7 @@ def facts(loaded: Loaded) -> list[Fact]:
         ("system", [machine.platform for machine in machines]),
         ("load average before", [load_average_words(machines)]),
         ("model", [model_of(run) for run in runs]),
-        ("endpoint", [f"{run.endpoint} of {run.url}" for run in runs]),
+        ("endpoint", [f"{run.endpoint} of {run.url}" for run in runs if run.url]),
         ("data", [in_words(run.data.items()) for run in runs]),
         ("arrival", [in_words(run.arrival.items()) for run in runs]),
         ("SLOs, ms", [in_words(run.slos.items()) for run in runs]),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from mlxfleet.bench.figures import FIGURES, figure_at
+from mlxfleet.bench.summary_figures import FIGURES, figure_at
 from mlxfleet.bench.records import Round, Verdict
 from mlxfleet.bench.report.axis import axis_for
 from mlxfleet.bench.report.frame import Frame, colour, figure, label, line, marker, picture
@@ -52,8 +52,8 @@ def forests(loaded: Loaded) -> list[Markup]:
 def caption(verdict: Verdict) -> str:
     """What is seen."""
     return (
-        f"{verdict.side} against {verdict.against}: each point is a pair of rounds, the tick the"
-        f" median of the pairs, the bar the {verdict.confidence:.0%} interval of the ratio;"
+        f"{verdict.side} against {verdict.against}: each point is a pair of rounds, the tick their"
+        f" middle, the bar the {verdict.confidence:.0%} interval of the ratio;"
         " crossed points were thrown out and do not count. Right of 1 is better."
         " Figures without a bar were not what was compared."
     )

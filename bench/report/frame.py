@@ -14,7 +14,7 @@ Point = tuple[float, float]
 MARKER_SIZE = 4.0
 COLOURS = 8
 LEGEND_ROW = 18.0
-CHARACTER = 6.4
+CHARACTER = 6.9
 LEGEND_KEY = 26.0
 
 

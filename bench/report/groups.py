@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from mlxfleet.bench.figures import Figure
+from mlxfleet.bench.summary_figures import Figure
 from mlxfleet.bench.records import Run, Summary
 from mlxfleet.bench.report.loaded import Loaded, LoadedRun
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from mlxfleet.bench.figures import figure_at
+from mlxfleet.bench.summary_figures import figure_at
 from mlxfleet.bench.records import Summary, Verdict
 from mlxfleet.bench.report.cautions import cautions
 from mlxfleet.bench.report.curves import curves

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Sequence
 
-from mlxfleet.bench.figures import OUTPUT_RATE, Figure, figure_at
+from mlxfleet.bench.summary_figures import OUTPUT_RATE, Figure, figure_at
 from mlxfleet.bench.records import Distribution, Summary
 from mlxfleet.bench.report.groups import Group, Load, load_of, side_of
 from mlxfleet.bench.report.loaded import Loaded, LoadedComparison, LoadedRun
 from mlxfleet.bench.report.markup import Markup, tag
 
+NUMERIC = re.compile(r"[-0-9.,%– ]*")
 DISTRIBUTIONS = ("TTFT", "TPOT", "ITL", "E2E")
 PARTS = ("mean", "p50", "p90", "p95", "p99", "max")
 SIDE_FIGURES = [
@@ -22,17 +24,20 @@ SIDE_FIGURES = [
 ]
 
 
-def table(
-    headings: Sequence[str], rows: Iterable[Sequence[str]], caption: str, *, words: int = 1
-) -> Markup:
-    """A table whose first columns are `words`, the others numbers."""
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> Markup:
+    """A table; columns of numbers stand to the right."""
+    right = [all(NUMERIC.fullmatch(row[i]) for row in rows) for i in range(len(headings))]
 
-    def cell(name: str, place: int, content: str) -> Markup:
+    def line(name: str, cells: Sequence[str]) -> Markup:
         scope = "col" if name == "th" else None
-        return tag(name, content, class_=None if place < words else "number", scope=scope)
+        classes = ("number" if is_right else None for is_right in right)
+        shown = (
+            tag(name, cell, class_=class_, scope=scope)
+            for cell, class_ in zip(cells, classes, strict=True)
+        )
+        return tag("tr", *shown)
 
-    head = tag("tr", *(cell("th", place, heading) for place, heading in enumerate(headings)))
-    body = (tag("tr", *(cell("td", i, content) for i, content in enumerate(row))) for row in rows)
+    head, body = line("th", headings), (line("td", row) for row in rows)
     return tag(
         "div",
         tag("table", tag("caption", caption), tag("thead", head), tag("tbody", *body)),
@@ -60,9 +65,7 @@ def runs_table(loaded: Loaded) -> Markup:
     ]
     rows = [run_cells(one, summary, thrown_out) for one, summary in loaded.finished]
     headings, rows = without_empty(headings, rows)
-    return table(
-        headings, rows, "Every run; tokens are those of requests that did not fail", words=2
-    )
+    return table(headings, rows, "Every run; tokens are those of requests that did not fail")
 
 
 def run_cells(one: LoadedRun, summary: Summary, thrown_out: dict[str, str]) -> list[str]:
@@ -103,7 +106,7 @@ def times_table(loaded: Loaded) -> Markup:
                 rows.append(
                     [run_name(one, thrown_out), load_of(one.run.arrival).words, name, *figures]
                 )
-    return table(["run", "load", "ms", *PARTS], rows, "Times of every run, in ms", words=3)
+    return table(["run", "load", "ms", *PARTS], rows, "Times of every run, in ms")
 
 
 def sides_table(group: Group) -> Markup:
@@ -124,7 +127,7 @@ def sides_table(group: Group) -> Markup:
         if group.at(side, load)
     ]
     caption = "Medians over the rounds; times in ms" if repeated else "Times in ms"
-    return table(headings, rows, caption, words=1 + several)
+    return table(headings, rows, caption)
 
 
 def side_cells(group: Group, side: str, load: Load, several: bool, repeated: bool) -> list[str]:
@@ -164,7 +167,14 @@ def rounds_table(found: LoadedComparison) -> Markup:
         ]
         for one in found.rounds
     ]
-    headings = ["side", "pair", "block", found.comparison.figure, "cooled before, s", "thrown out"]
+    headings = [
+        "side",
+        "pair",
+        "block",
+        figure_at(found.comparison.figure).name,
+        "cooled before, s",
+        "thrown out",
+    ]
     headings, rows = without_empty(headings, rows)
     return table(headings, rows, "Every round, in the order in which they were run")
 

@@ -48,6 +48,8 @@ class Panel:
     label: str
     readings: dict[str, Reading]
     levels: bool = False
+    highest: float | None = None
+    """The end of the axis, which begins at 0 then."""
 
 
 PANELS = [
@@ -77,6 +79,7 @@ PANELS = [
             "thermal state": lambda t: t.thermal_state,
         },
         levels=True,
+        highest=3.0,
     ),
     Panel(
         "memory, GB",
@@ -92,6 +95,7 @@ PANELS = [
             "CPU": lambda t: percent(t.cpu_utilization),
             "GPU": lambda t: percent(t.gpu_utilization),
         },
+        highest=100.0,
     ),
 ]
 
@@ -190,7 +194,9 @@ def draw(
     parts.append(frame.grid(x_labels=not tracks))
     for span, points in zip(spans, speeds, strict=True):
         series = sides.index(side_of(span.one.run))
-        pixels = steps([frame.at(*point) for point in points])
+        # The last bin is as long as the others.
+        ends = [*points, (points[-1][0] + bin_s, points[-1][1])]
+        pixels = steps([frame.at(*point) for point in ends])
         parts.append(area(pixels, frame.bottom, f"fill {colour(series)}"))
         parts.append(curve(pixels, f"line thin {colour(series)}"))
     for place, (panel, found) in enumerate(tracks):
@@ -234,11 +240,11 @@ def draw_panel(
 ) -> Markup:
     """One kind of sensor."""
     values = [value for track in found for _, value in track.points]
-    y = (
-        Axis(panel.label, 0.0, 3.0, count=3)
-        if panel.levels
-        else axis_for(values, panel.label, log=False, zero=min(values) < max(values) / 3)
-    )
+    if panel.highest is None:
+        far = min(values) < max(values) / 3
+        y = axis_for(values, panel.label, log=False, zero=far)
+    else:
+        y = Axis(panel.label, 0.0, panel.highest)
     frame = Frame(x, Axis(y.label, y.low, y.high, count=3), LEFT, top, RIGHT, bottom)
     parts: list[str] = [frame.grid(x_labels=last)]
     for number, track in enumerate(found):
