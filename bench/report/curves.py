@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from mlxfleet.bench.summary_figures import OUTPUT_RATE, REQUEST_RATE, Figure, figure_at
 from mlxfleet.bench.report.axis import axis_for
 from mlxfleet.bench.report.frame import (
     Frame,
@@ -18,6 +17,7 @@ from mlxfleet.bench.report.frame import (
 )
 from mlxfleet.bench.report.groups import Group, Load
 from mlxfleet.bench.report.markup import Markup
+from mlxfleet.bench.summary_figures import OUTPUT_RATE, REQUEST_RATE, Figure, figure_at
 
 WIDTH, HEIGHT = 540.0, 320.0
 LEFT, RIGHT, TOP, FOOT = 56.0, 528.0, 34.0, 46.0

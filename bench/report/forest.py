@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from mlxfleet.bench.summary_figures import FIGURES, figure_at
 from mlxfleet.bench.records import Round, Verdict
 from mlxfleet.bench.report.axis import axis_for
 from mlxfleet.bench.report.frame import Frame, colour, figure, label, line, marker, picture
 from mlxfleet.bench.report.loaded import Loaded, LoadedComparison
 from mlxfleet.bench.report.markup import Markup, tag
+from mlxfleet.bench.summary_figures import FIGURES, figure_at
 
 WIDTH, LEFT, RIGHT = 1100.0, 250.0, 930.0
 TOP, ROW, FOOT = 34.0, 40.0, 48.0

@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
-from mlxfleet.bench.summary_figures import Figure
 from mlxfleet.bench.records import Run, Summary
 from mlxfleet.bench.report.loaded import Loaded, LoadedRun
+from mlxfleet.bench.summary_figures import Figure
 
 # How much is sent may differ from load to load without the data being other data.
 AMOUNTS = {"requests", "num_requests", "duration_s", "warm_up"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from mlxfleet.bench.summary_figures import figure_at
 from mlxfleet.bench.records import Summary, Verdict
 from mlxfleet.bench.report.cautions import cautions
 from mlxfleet.bench.report.curves import curves
@@ -24,6 +23,7 @@ from mlxfleet.bench.report.tables import (
     times_table,
 )
 from mlxfleet.bench.report.timeline import timeline
+from mlxfleet.bench.summary_figures import figure_at
 
 Draw = Callable[[Group], list[Markup]]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from mlxfleet.bench.summary_figures import OUTPUT_RATE, Figure, figure_at
 from mlxfleet.bench.records import Distribution, Summary
 from mlxfleet.bench.report.groups import Group, Load, load_of, side_of
 from mlxfleet.bench.report.loaded import Loaded, LoadedComparison, LoadedRun
 from mlxfleet.bench.report.markup import Markup, tag
+from mlxfleet.bench.summary_figures import OUTPUT_RATE, Figure, figure_at
 
 NUMERIC = re.compile(r"[-0-9.,%– ]*")
 DISTRIBUTIONS = ("TTFT", "TPOT", "ITL", "E2E")
