@@ -75,6 +75,8 @@ class Request(Struct, tag="request", kw_only=True):
     duration_s: float = 0.0
     token_times_s: list[float] = []
     """When each chunk with text arrived; chunks with a role only, or empty ones, have none."""
+    planned_input_tokens: int | None = None
+    """What the tokenizer counts of the prompt; of first turns only."""
     input_tokens: int | None = None
     cached_tokens: int | None = None
     output_tokens: int | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -14,8 +15,8 @@ from mlxfleet.bench.records import Run, Summary
 from mlxfleet.bench.report.loaded import Loaded, LoadedRun
 from mlxfleet.bench.summary_figures import Figure
 
-# How much is sent may differ from load to load without the data being other data.
-AMOUNTS = {"requests", "num_requests", "duration_s", "warm_up"}
+# What may differ from load to load without the data being other data.
+AMOUNTS = {"requests", "seed"}
 
 
 @dataclass(frozen=True, order=True)
@@ -89,13 +90,16 @@ def side_of(run: Run) -> str:
 def load_of(arrival: dict[str, Any]) -> Load:
     """How hard a run's arrival presses."""
     rate, streams = arrival.get("request_rate"), arrival.get("concurrency")
-    if isinstance(rate, (int, float)):
+    if arrival.get("kind") == "open_loop":
         burstiness = arrival.get("burstiness")
         bursts = f", burstiness {burstiness:g}" if burstiness not in (None, 1) else ""
-        return Load(float(rate), f"{rate:g} req/s{bursts}")
-    if isinstance(streams, (int, float)):
-        return Load(float(streams), f"{streams:g} stream{'s' if streams != 1 else ''}")
-    return Load(0.0, in_words(arrival.items()) or "as it comes")
+        # JSON has no infinity.
+        amount, words = (math.inf, "all at once") if rate is None else (rate, f"{rate:g} req/s")
+        return Load(amount, words + bursts)
+    if streams is not None:
+        return Load(streams, f"{streams:g} stream{'s' if streams != 1 else ''}")
+    speed = arrival.get("trace_speed")
+    return Load(speed or 0.0, f"trace, {speed:g} times as fast" if speed else "as it comes")
 
 
 def in_words(options: Iterable[tuple[str, Any]]) -> str:

@@ -38,26 +38,21 @@ def method(loaded: Loaded) -> list[str]:
     paragraphs = [arrivals(runs), *(compared(one) for one in loaded.comparisons)]
     if loaded.starts:
         paragraphs.append(SIDES)
-    return [*paragraphs, TERMS, CLIENT, SENSORS if has_samples else NO_SENSORS]
+    return [*filter(None, paragraphs), TERMS, CLIENT, SENSORS if has_samples else NO_SENSORS]
+
+
+ARRIVALS = {
+    "closed_loop": "Closed loop: each stream sent its next request when its last one had ended.",
+    "open_loop": "Open loop: requests were sent at random times at the given mean rate, whether or"
+    " not earlier ones had ended, so a server that is too slow shows as a queue.",
+    "replay": "Requests were sent at the times of a recorded trace.",
+}
 
 
 def arrivals(runs: Iterable[Run]) -> str:
     """How requests came."""
-    kinds = {kind_of(run) for run in runs}
-    words = {
-        "closed": "Closed loop: each stream sent its next request when its last one had ended.",
-        "open": "Open loop: requests were sent at random times at the given mean rate, whether or"
-        " not earlier ones had ended, so a server that is too slow shows as a queue.",
-        "trace": "Requests were sent at the times of a recorded trace.",
-    }
-    return " ".join(sentence for kind, sentence in words.items() if kind in kinds)
-
-
-def kind_of(run: Run) -> str:
-    """How a run's requests came: closed loop, open loop, or the times of a trace."""
-    if run.arrival.get("request_rate") is not None:
-        return "open"
-    return "closed" if run.arrival.get("concurrency") is not None else "trace"
+    kinds = {run.arrival.get("kind") for run in runs}
+    return " ".join(words for kind, words in ARRIVALS.items() if kind in kinds)
 
 
 def compared(found: LoadedComparison) -> str:

@@ -14,12 +14,14 @@ from mlxfleet.bench.report.groups import Group, groups_of, in_words
 from mlxfleet.bench.report.loaded import Loaded, LoadedComparison
 from mlxfleet.bench.report.markup import Markup, join, tag
 from mlxfleet.bench.report.method import method
+from mlxfleet.bench.report.plain_table import html_table
 from mlxfleet.bench.report.style import style
 from mlxfleet.bench.report.tables import (
     number,
     rounds_table,
     runs_table,
     sides_table,
+    starts_table,
     times_table,
 )
 from mlxfleet.bench.report.timeline import timeline
@@ -50,9 +52,13 @@ def page(loaded: Loaded, title: str) -> str:
         ),
         tiles(groups),
         *(group_section(group, len(groups) > 1) for group in groups),
-        section("Paired ratios", forests(loaded), *map(rounds_table, loaded.comparisons)),
+        section(
+            "Paired ratios",
+            forests(loaded),
+            *(html_table(rounds_table(one)) for one in loaded.comparisons),
+        ),
         section("Over time", timeline(loaded.runs, loaded.thrown_out())),
-        section("Every run", [runs_table(loaded), times_table(loaded)] if groups else []),
+        section("Every run", every_run(loaded)),
         section("How it was measured", [tag("p", paragraph) for paragraph in method(loaded)]),
         section("With what", [fact_list(facts(loaded))]),
     )
@@ -75,6 +81,12 @@ def section(title: str, parts: Sequence[Markup], *more: Markup) -> Markup | None
     if not parts and not more:
         return None
     return tag("section", tag("h2", title), *parts, *more)
+
+
+def every_run(loaded: Loaded) -> list[Markup]:
+    """The tables of all runs, and of the servers that were started for them."""
+    tables = [runs_table(loaded), times_table(loaded), starts_table(loaded)]
+    return [html_table(table) for table in tables if table.rows]
 
 
 def warnings(sentences: Sequence[str]) -> Markup | None:
@@ -151,7 +163,7 @@ def group_section(group: Group, named: bool) -> Markup:
         "section",
         tag("h2", title),
         tag("p", words, class_="under") if words else None,
-        sides_table(group) if len(group.sides) > 1 or len(group.loads) > 1 else None,
+        html_table(sides_table(group)) if len(group.sides) > 1 or len(group.loads) > 1 else None,
         tag("div", *large, class_="pictures large") if large else None,
         tag("h3", "Distributions") if small else None,
         tag("div", *small, class_="pictures") if small else None,

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
+from statistics import median
 
 from mlxfleet.bench.records import Distribution, Summary
 from mlxfleet.bench.report.groups import Group, Load, load_of, side_of
 from mlxfleet.bench.report.loaded import Loaded, LoadedComparison, LoadedRun
-from mlxfleet.bench.report.markup import Markup, tag
+from mlxfleet.bench.report.plain_table import PlainTable
+from mlxfleet.bench.report.ratios import ratios
 from mlxfleet.bench.summary_figures import OUTPUT_RATE, Figure, figure_at
 
-NUMERIC = re.compile(r"[-0-9.,%– ]*")
 DISTRIBUTIONS = ("TTFT", "TPOT", "ITL", "E2E")
 PARTS = ("mean", "p50", "p90", "p95", "p99", "max")
 SIDE_FIGURES = [
@@ -22,32 +22,11 @@ SIDE_FIGURES = [
         for part in ("p50", "p99")
     ),
 ]
+MB = 1e6
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> Markup:
-    """A table; columns of numbers stand to the right."""
-    right = [all(NUMERIC.fullmatch(row[i]) for row in rows) for i in range(len(headings))]
-
-    def line(name: str, cells: Sequence[str]) -> Markup:
-        scope = "col" if name == "th" else None
-        classes = ("number" if is_right else None for is_right in right)
-        shown = (
-            tag(name, cell, class_=class_, scope=scope)
-            for cell, class_ in zip(cells, classes, strict=True)
-        )
-        return tag("tr", *shown)
-
-    head, body = line("th", headings), (line("td", row) for row in rows)
-    return tag(
-        "div",
-        tag("table", tag("caption", caption), tag("thead", head), tag("tbody", *body)),
-        class_="scroll",
-    )
-
-
-def runs_table(loaded: Loaded) -> Markup:
+def runs_table(loaded: Loaded) -> PlainTable:
     """A line for each run."""
-    thrown_out = loaded.thrown_out()
     headings = [
         "run",
         "load",
@@ -63,9 +42,10 @@ def runs_table(loaded: Loaded) -> Markup:
         "longest gap, ms",
         "client CPU",
     ]
+    thrown_out = loaded.thrown_out()
     rows = [run_cells(one, summary, thrown_out) for one, summary in loaded.finished]
-    headings, rows = without_empty(headings, rows)
-    return table(headings, rows, "Every run; tokens are those of requests that did not fail")
+    caption = "Every run; tokens are those of requests that did not fail"
+    return PlainTable(caption, headings, rows).without_empty()
 
 
 def run_cells(one: LoadedRun, summary: Summary, thrown_out: dict[str, str]) -> list[str]:
@@ -94,7 +74,7 @@ def run_name(one: LoadedRun, thrown_out: dict[str, str]) -> str:
     return f"{side_of(one.run)}{round_words}{out}"
 
 
-def times_table(loaded: Loaded) -> Markup:
+def times_table(loaded: Loaded) -> PlainTable:
     """All statistics of all times, a line for each run and kind."""
     thrown_out = loaded.thrown_out()
     rows = []
@@ -102,14 +82,13 @@ def times_table(loaded: Loaded) -> Markup:
         for name in DISTRIBUTIONS:
             found: Distribution | None = getattr(summary, f"{name.lower()}_ms")
             if found is not None:
-                figures = (number(getattr(found, part)) for part in PARTS)
-                rows.append(
-                    [run_name(one, thrown_out), load_of(one.run.arrival).words, name, *figures]
-                )
-    return table(["run", "load", "ms", *PARTS], rows, "Times of every run, in ms")
+                figures = [number(getattr(found, part)) for part in PARTS]
+                load = load_of(one.run.arrival)
+                rows.append([run_name(one, thrown_out), load.words, name, *figures])
+    return PlainTable("Times of every run, in ms", ["run", "load", "time", *PARTS], rows)
 
 
-def sides_table(group: Group) -> Markup:
+def sides_table(group: Group) -> PlainTable:
     """Medians over the rounds for each side and load, and the ratio to the first side."""
     several = len(group.sides) > 1
     repeated = any(len(group.at(side, load)) > 1 for side in group.sides for load in group.loads)
@@ -127,7 +106,7 @@ def sides_table(group: Group) -> Markup:
         if group.at(side, load)
     ]
     caption = "Medians over the rounds; times in ms" if repeated else "Times in ms"
-    return table(headings, rows, caption)
+    return PlainTable(caption, headings, rows)
 
 
 def side_cells(group: Group, side: str, load: Load, several: bool, repeated: bool) -> list[str]:
@@ -154,7 +133,46 @@ def ratio_to_first(group: Group, figure: Figure, side: str, load: Load) -> float
     return own / base if own is not None and base else None
 
 
-def rounds_table(found: LoadedComparison) -> Markup:
+def ratios_table(group: Group, ours: str) -> PlainTable:
+    """Our figures by those of whoever is best in them."""
+    rows = [
+        [
+            ratio.load.words,
+            ratio.figure.name,
+            f"{ratio.value:.2f}",
+            "higher" if ratio.figure.higher_is_better else "lower",
+            ratio.best_side,
+        ]
+        for ratio in ratios(group, ours)
+    ]
+    headings = ["load", "figure", "ratio", "better is", "best of the others"]
+    return PlainTable(f"{ours} / best of the others, medians", headings, rows)
+
+
+def starts_table(loaded: Loaded) -> PlainTable:
+    """How long each server takes to start, and what its processes hold after their last load."""
+    rows = []
+    for side in dict.fromkeys(start.side for start in loaded.starts):
+        ready = [
+            start.ready_s
+            for start in loaded.starts
+            if start.side == side and start.ready_s is not None
+        ]
+        uses = [one.use for one in loaded.runs if one.run.side == side and one.use is not None]
+        processes = uses[-1].processes if uses else []
+        rows.append(
+            [
+                side,
+                f"{median(ready):.1f}" if ready else "",
+                f"{sum(use.rss_bytes for use in processes) / MB:,.0f}" if processes else "",
+                ", ".join(f"{use.name} {use.rss_bytes / MB:,.0f}" for use in processes),
+            ]
+        )
+    headings = ["server", "ready after, s", "MB", "of which, MB"]
+    return PlainTable("Start, and resident memory after the last load", headings, rows)
+
+
+def rounds_table(found: LoadedComparison) -> PlainTable:
     """A line for each round of a comparison."""
     rows = [
         [
@@ -167,24 +185,10 @@ def rounds_table(found: LoadedComparison) -> Markup:
         ]
         for one in found.rounds
     ]
-    headings = [
-        "side",
-        "pair",
-        "block",
-        figure_at(found.comparison.figure).name,
-        "cooled before, s",
-        "thrown out",
-    ]
-    headings, rows = without_empty(headings, rows)
-    return table(headings, rows, "Every round, in the order in which they were run")
-
-
-def without_empty(
-    headings: Sequence[str], rows: Sequence[Sequence[str]]
-) -> tuple[list[str], list[list[str]]]:
-    """A table without the columns in which nothing stands."""
-    kept = [i for i in range(len(headings)) if any(row[i] for row in rows)]
-    return [headings[i] for i in kept], [[row[i] for i in kept] for row in rows]
+    figure = figure_at(found.comparison.figure).name
+    headings = ["side", "pair", "block", figure, "cooled before, s", "thrown out"]
+    caption = "Every round, in the order in which they were run"
+    return PlainTable(caption, headings, rows).without_empty()
 
 
 def number(value: float | None) -> str:

@@ -178,7 +178,11 @@ def sweep(
             for load in loads:
                 name = f"{side}-{number}-{load}"
                 run = make_run(
-                    name, {"concurrency": load}, at_s=now, side=side, round_number=number
+                    name,
+                    {"kind": "closed_loop", "concurrency": load},
+                    at_s=now,
+                    side=side,
+                    round_number=number,
                 )
                 gap_s = slowness * (0.006 + 0.0006 * load)
                 requests = make_requests(
@@ -228,7 +232,13 @@ def comparison(blocks: int = 6) -> Iterator[Record]:
             attempts = 2 if (block, place) == (2, 1) else 1
             for attempt in range(attempts):
                 name = f"{side}-{number}-{attempt}"
-                run = make_run(name, {"concurrency": 8}, at_s=now, side=side, round_number=number)
+                run = make_run(
+                    name,
+                    {"kind": "closed_loop", "concurrency": 8},
+                    at_s=now,
+                    side=side,
+                    round_number=number,
+                )
                 slowness = (1.0 if side == "A" else 0.96) * (1 + 0.3 * now / 60)
                 out = "memory pressure rose to warning" if attempt < attempts - 1 else ""
                 slowness *= rng.gauss(1.0, 0.008) * (1.15 if out else 1.0)
