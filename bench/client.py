@@ -1,65 +1,79 @@
-"""Closed-loop streaming load on any OpenAI-compatible /v1/completions."""
+"""One streaming request to an OpenAI-compatible server, and what comes of it."""
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Iterator, Sequence
-from itertools import cycle, islice
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import aiohttp
 import msgspec
 from msgspec import Struct
 
-from mlxfleet.bench.result import Failure, LoadResult, RequestResult, summarize
+from mlxfleet.bench.conversations import Endpoint
+from mlxfleet.bench.records import Failure, Request
 from mlxfleet.bench.sse import EventReader
 
 DONE = b"[DONE]"
 MESSAGE_CHARACTERS = 500
+PATHS: dict[Endpoint, str] = {
+    "completions": "/v1/completions",
+    "chat": "/v1/chat/completions",
+}
+STREAM_OPTIONS = "stream_options"
 
 
-class Load(Struct, frozen=True, kw_only=True):
-    """`concurrency` streams, each sending its next request when its last one has ended."""
+class Target(Struct, frozen=True, kw_only=True):
+    """Where requests go, and what all of them have in common."""
 
     url: str
     """Base address, such as http://127.0.0.1:8000."""
-    prompts: Sequence[str]
-    requests: int
-    """Requests in all; the prompts are repeated if there are fewer."""
-    concurrency: int
-    max_tokens: int
-    temperature: float = 0.0
-    top_p: float | None = None
+    endpoint: Endpoint = "completions"
     model: str | None = None
     """Left out of the request if None."""
-    extra: dict[str, Any] = {}
-    """Further fields of the request body."""
-    api_key: str | None = None
-    request_timeout_s: float = 120.0
-    run_timeout_s: float = 900.0
-    """No request goes on for longer than this after the run's start."""
+    headers: Mapping[str, str] = {}
+    body: Mapping[str, Any] = {}
+    """Further fields of the request's body."""
+    without: tuple[str, ...] = ()
+    """Fields of the body that the server does not take."""
+    timeout_s: float = 600.0
 
-    def body(self, prompt: str) -> bytes:
-        """A request as JSON."""
-        fields = {
+    def fields(self) -> dict[str, object]:
+        """What every request has."""
+        fields: dict[str, object] = {
             "model": self.model,
-            "prompt": prompt,
-            "max_tokens": self.max_tokens,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
+            "temperature": 0.0,
             "stream": True,
-            "stream_options": {"include_usage": True},
+            STREAM_OPTIONS: {"include_usage": True},
+            **self.body,
         }
-        given = {name: value for name, value in fields.items() if value is not None}
-        return msgspec.json.encode({**given, **self.extra})
+        return {n: v for n, v in fields.items() if v is not None and n not in self.without}
+
+    def encode(self, prompt: Mapping[str, object], max_tokens: int) -> bytes:
+        """A request's body as JSON."""
+        return msgspec.json.encode({**self.fields(), **prompt, "max_tokens": max_tokens})
+
+
+class Delta(Struct):
+    """What a chunk adds to a chat's answer; reasoning is text too, by either of its names."""
+
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
 
 
 class Choice(Struct):
     """What is read of a choice; a chunk that only announces a role has no text."""
 
     text: str | None = None
+    delta: Delta | None = None
     finish_reason: str | None = None
+
+
+class PromptDetails(Struct):
+    """How the prompt's tokens were come by."""
+
+    cached_tokens: int | None = None
 
 
 class Usage(Struct):
@@ -67,6 +81,7 @@ class Usage(Struct):
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    prompt_tokens_details: PromptDetails | None = None
 
 
 class Chunk(Struct):
@@ -77,6 +92,9 @@ class Chunk(Struct):
     error: Any = None
 
 
+decode_chunk: Callable[[bytes], Chunk] = msgspec.json.Decoder(Chunk).decode
+
+
 class RequestFailed(Exception):
     """The server answered, but not with a complete stream."""
 
@@ -85,85 +103,94 @@ class RequestFailed(Exception):
         self.kind = kind
 
 
-async def run_load(load: Load) -> LoadResult:
-    """Run it to its end. Requests that fail are part of the result; cancelling closes all."""
-    results: list[RequestResult] = []
-    prompts = enumerate(islice(cycle(load.prompts), load.requests))
-    headers = {"Content-Type": "application/json"}
-    if load.api_key is not None:
-        headers["Authorization"] = f"Bearer {load.api_key}"
-    connector = aiohttp.TCPConnector(limit=0)
-    began = time.perf_counter()
-    async with (
-        aiohttp.ClientSession(connector=connector, headers=headers) as session,
-        asyncio.TaskGroup() as streams,
-    ):
-        for _ in range(min(load.concurrency, load.requests)):
-            streams.create_task(run_stream(session, load, prompts, began, results))
-    results.sort(key=lambda result: result.index)
-    return LoadResult(summarize(results), results)
+class Answer:
+    """Fills a request's record from the events of its stream; keeps the text."""
+
+    def __init__(self, record: Request) -> None:
+        self.record = record
+        self._texts: list[str] = []
+        self._reasoning: list[str] = []
+
+    @property
+    def text(self) -> str:
+        """The answer so far, without reasoning."""
+        return "".join(self._texts)
+
+    @property
+    def all_text(self) -> str:
+        """Everything that was generated."""
+        return "".join(self._reasoning) + self.text
+
+    def take(self, chunk: Chunk, elapsed_s: float) -> None:
+        """An event that came at this time. RequestFailed if it says that there is an error."""
+        record = self.record
+        if chunk.error is not None:
+            raise RequestFailed("error_event", str(chunk.error))
+        for choice in chunk.choices or ():
+            delta = choice.delta or Delta()
+            text = choice.text or delta.content
+            reasoning = delta.reasoning_content or delta.reasoning
+            if text or reasoning:
+                record.token_times_s.append(elapsed_s)
+                self._texts.append(text or "")
+                self._reasoning.append(reasoning or "")
+            record.finish_reason = choice.finish_reason or record.finish_reason
+        if (usage := chunk.usage) is not None:
+            record.output_tokens = usage.completion_tokens
+            record.input_tokens = usage.prompt_tokens
+            if (details := usage.prompt_tokens_details) is not None:
+                record.cached_tokens = details.cached_tokens
 
 
-async def run_stream(
-    session: aiohttp.ClientSession,
-    load: Load,
-    prompts: Iterator[tuple[int, str]],
-    began: float,
-    results: list[RequestResult],
-) -> None:
-    """One stream: takes prompts off the common iterator until there are none left."""
-    for index, prompt in prompts:
-        result = RequestResult(index=index, start_s=time.perf_counter() - began)
-        try:
-            await request(session, load, prompt, result)
-        except (
-            RequestFailed,
-            TimeoutError,
-            aiohttp.ClientError,
-            OSError,
-            msgspec.DecodeError,
-            UnicodeDecodeError,
-        ) as error:
-            result.error = failure_of(error)
-        result.duration_s = time.perf_counter() - began - result.start_s
-        results.append(result)
+def open_session(target: Target) -> aiohttp.ClientSession:
+    """A session without a limit of connections, for as many streams as there are."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0),
+        headers={"Content-Type": "application/json", **target.headers},
+        timeout=aiohttp.ClientTimeout(total=target.timeout_s),
+        # Pieces are read as soon as they are there; a buffer would only be copied.
+        read_bufsize=2**18,
+    )
 
 
-async def request(
-    session: aiohttp.ClientSession, load: Load, prompt: str, result: RequestResult
-) -> None:
-    """Send a request and write down what comes."""
-    left_s = load.run_timeout_s - result.start_s
-    if left_s <= 0:
-        raise TimeoutError("not sent: the run's time was over")
-    timeout = aiohttp.ClientTimeout(total=min(load.request_timeout_s, left_s))
-    url = f"{load.url}/v1/completions"
-    events = EventReader()
+async def ask(
+    session: aiohttp.ClientSession, target: Target, body: bytes, record: Request
+) -> Answer:
+    """Send a request; its record says what came, and why it failed if it did."""
+    answer = Answer(record)
     sent = time.perf_counter()
-    async with session.post(url, data=load.body(prompt), timeout=timeout) as response:
+    try:
+        await stream(session, target.url + PATHS[target.endpoint], body, sent, answer)
+    except (
+        RequestFailed,
+        TimeoutError,
+        aiohttp.ClientError,
+        OSError,
+        msgspec.DecodeError,
+        UnicodeDecodeError,
+    ) as error:
+        record.error = failure_of(error)
+    finally:
+        record.duration_s = time.perf_counter() - sent
+    return answer
+
+
+async def stream(
+    session: aiohttp.ClientSession, url: str, body: bytes, sent: float, answer: Answer
+) -> None:
+    """Read a stream to its end."""
+    events = EventReader()
+    async with session.post(url, data=body) as response:
         if response.status != 200:
             raise RequestFailed(f"http_{response.status}", await response.text(errors="replace"))
-        async for piece in response.content.iter_any():
+        read = response.content.readany
+        while piece := await read():
             elapsed_s = time.perf_counter() - sent
             for data in events.feed(piece):
                 if data != DONE:
-                    take(msgspec.json.decode(data, type=Chunk), elapsed_s, result)
-    if result.finish_reason is None:
+                    answer.take(decode_chunk(data), elapsed_s)
+    if answer.record.finish_reason is None:
         raise RequestFailed("truncated", "the stream ended without a finish reason")
-
-
-def take(chunk: Chunk, elapsed_s: float, result: RequestResult) -> None:
-    """Add one event to a request's record."""
-    if chunk.error is not None:
-        raise RequestFailed("error_event", str(chunk.error))
-    for choice in chunk.choices or ():
-        if choice.text:
-            result.chunk_times_s.append(elapsed_s)
-            result.text += choice.text
-        result.finish_reason = choice.finish_reason or result.finish_reason
-    if chunk.usage is not None:
-        result.usage_tokens = chunk.usage.completion_tokens
-        result.prompt_tokens = chunk.usage.prompt_tokens
 
 
 def failure_of(error: Exception) -> Failure:

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from mlxfleet.bench.machine import Machine
 from mlxfleet.bench.processes import ProcessUse
-from mlxfleet.bench.result import Distribution, RequestResult, Summary
+from mlxfleet.bench.records import Distribution, Request, Summary
 
 
 class Start(Struct, kw_only=True):
@@ -46,7 +46,7 @@ class Measurement(Struct, kw_only=True):
     """The same as a share of all that the cores had to give."""
     failures: list[str]
     """Texts of failed requests, each once."""
-    requests: list[RequestResult] | None = None
+    requests: list[Request] | None = None
 
 
 class Median(Struct, kw_only=True):
@@ -151,12 +151,8 @@ def median_distribution(found: Sequence[Distribution | None]) -> Distribution | 
     known = [distribution for distribution in found if distribution is not None]
     if not known:
         return None
-    return Distribution(
-        mean=median(d.mean for d in known),
-        p50=median(d.p50 for d in known),
-        p99=median(d.p99 for d in known),
-        max=median(d.max for d in known),
-    )
+    fields = Distribution.__struct_fields__
+    return Distribution(**{name: median(getattr(d, name) for d in known) for name in fields})
 
 
 def ratios(rows: Sequence[Median], ours: str) -> list[Ratio]:

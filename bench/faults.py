@@ -27,9 +27,9 @@ from msgspec import Struct
 from rich.console import Console
 from rich.table import Table
 
-from mlxfleet.bench.client import Load, failure_of, request
+from mlxfleet.bench.client import Answer, Target, ask, open_session
 from mlxfleet.bench.far_fleet import FarNode, far_fleet
-from mlxfleet.bench.result import RequestResult
+from mlxfleet.bench.records import Request
 from mlxfleet.bench.servers import ServerError
 
 KINDS = ("kill scheduler", "kill worker", "stop scheduler", "stop worker", "cut link", "drain")
@@ -100,37 +100,27 @@ class Streams:
     def __init__(self, options: Options, url: str) -> None:
         self._options = options
         self._url = url
-        self.expected: list[RequestResult] = []
+        self.expected: list[Answer] = []
         self.finished = 0
         self.wrong: list[str] = []
 
-    def load(self, stream: int) -> Load:
-        """A stream's request."""
-        return Load(
-            url=self._url,
-            prompts=[],
-            requests=1,
-            concurrency=1,
-            max_tokens=self._options.max_tokens,
-            temperature=0.9 if stream % 2 else 0.0,
-            extra={"seed": stream, "ignore_eos": True},
-        )
-
-    async def run_once(self, session: aiohttp.ClientSession, stream: int) -> RequestResult:
+    async def run_once(self, session: aiohttp.ClientSession, stream: int) -> Answer:
         """One stream from start to end."""
-        result = RequestResult(index=stream, start_s=0.0)
+        temperature = 0.9 if stream % 2 else 0.0
+        target = Target(
+            url=self._url,
+            body={"seed": stream, "ignore_eos": True, "temperature": temperature},
+        )
         prompt = f"{stream} times upon a time, " * (1 + 5 * stream)
-        try:
-            await request(session, self.load(stream), prompt, result)
-        except (aiohttp.ClientError, OSError, RuntimeError) as error:
-            result.error = failure_of(error)
-        return result
+        body = target.encode({"prompt": prompt}, self._options.max_tokens)
+        record = Request(run="", index=stream, due_s=0.0, sent_s=0.0)
+        return await ask(session, target, body, record)
 
     async def learn(self, session: aiohttp.ClientSession) -> None:
         """What they say undisturbed."""
         runs = (self.run_once(session, stream) for stream in range(self._options.streams))
         self.expected = list(await asyncio.gather(*runs))
-        if errors := [run.error.message for run in self.expected if run.error]:
+        if errors := [a.record.error.message for a in self.expected if a.record.error]:
             raise ServerError(f"a stream failed without a fault: {errors[0]}")
 
     async def run_on(
@@ -138,21 +128,26 @@ class Streams:
     ) -> None:
         """One stream again and again, compared each time."""
         while not over.is_set():
-            result, expected = await self.run_once(session, stream), self.expected[stream]
+            answer, expected = await self.run_once(session, stream), self.expected[stream]
             self.finished += 1
-            if result.error is not None:
-                self.wrong.append(f"stream {stream}: {result.error.message}")
-            elif result.text != expected.text or result.usage_tokens != expected.usage_tokens:
-                self.wrong.append(f"stream {stream}: {first_difference(result, expected)}")
+            if (error := answer.record.error) is not None:
+                self.wrong.append(f"stream {stream}: {error.message}")
+            elif answer.text != expected.text or tokens(answer) != tokens(expected):
+                self.wrong.append(f"stream {stream}: {first_difference(answer, expected)}")
 
 
-def first_difference(result: RequestResult, expected: RequestResult) -> str:
+def tokens(answer: Answer) -> int | None:
+    """How many tokens the server counted."""
+    return answer.record.output_tokens
+
+
+def first_difference(answer: Answer, expected: Answer) -> str:
     """Where two texts part."""
-    pairs = zip(result.text, expected.text, strict=False)
+    pairs = zip(answer.text, expected.text, strict=False)
     at = next((i for i, (one, other) in enumerate(pairs) if one != other), -1)
     return (
-        f"{result.usage_tokens} tokens instead of {expected.usage_tokens}, texts of"
-        f" {len(result.text)} and {len(expected.text)} characters that part at {at}"
+        f"{tokens(answer)} tokens instead of {tokens(expected)}, texts of"
+        f" {len(answer.text)} and {len(expected.text)} characters that part at {at}"
     )
 
 
@@ -220,9 +215,7 @@ async def run(options: Options, flags: tuple[str, ...], console: Console) -> int
     faults: list[Fault] = []
     async with (
         far_fleet(options.model, options.nodes, flags) as fleet,
-        aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=300)
-        ) as session,
+        open_session(Target(url=fleet.url, timeout_s=300.0)) as session,
     ):
         streams = Streams(options, fleet.url)
         chaos = Chaos(session, fleet.url, rng)

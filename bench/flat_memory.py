@@ -14,8 +14,9 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from mlxfleet.bench.client import Load, run_load
+from mlxfleet.bench.load import run_load
 from mlxfleet.bench.processes import process_tree
+from mlxfleet.bench.prompt_load import prompt_load
 from mlxfleet.bench.prompts import random_prompts
 from mlxfleet.bench.servers import mlxfleet_spec, serving
 
@@ -56,10 +57,9 @@ async def measure(options: Options, console: Console) -> dict[int, dict[str, flo
         each = options.requests // options.looks
         for look in range(options.looks + 1):
             if look:
-                load = Load(
+                load = prompt_load(
                     url=spec.url,
                     prompts=random_prompts(each, options.prompt_words, seed=f"{look}"),
-                    requests=each,
                     concurrency=options.concurrency,
                     max_tokens=options.max_tokens,
                 )

@@ -20,9 +20,10 @@ import cyclopts
 import uvloop
 from rich.console import Console
 
-from mlxfleet.bench.client import Load, run_load
+from mlxfleet.bench.load import run_load
+from mlxfleet.bench.prompt_load import prompt_load
 from mlxfleet.bench.prompts import random_prompts
-from mlxfleet.bench.result import RequestResult
+from mlxfleet.bench.records import Request
 from mlxfleet.bench.servers import Server, mlxfleet_spec, serving
 
 
@@ -50,12 +51,11 @@ class Options:
     """How often each of the two is measured, in turns."""
 
 
-async def stream(server: Server, prompts: Sequence[str], tokens: int) -> list[RequestResult]:
+async def stream(server: Server, prompts: Sequence[str], tokens: int) -> list[Request]:
     """Send prompts at once; RuntimeError if one fails."""
-    load = Load(
+    load = prompt_load(
         url=server.spec.url,
         prompts=prompts,
-        requests=len(prompts),
         concurrency=len(prompts),
         max_tokens=tokens,
         model=server.spec.model,
@@ -73,11 +73,11 @@ async def short_gap_s(server: Server, options: Options, short: Sequence[str], la
     prompts = [*short, last]
     await stream(server, prompts, 1)
     results = await stream(server, prompts, options.max_tokens)
-    began = max(result.start_s + result.chunk_times_s[0] for result in results)
-    ended = min(result.start_s + result.chunk_times_s[-1] for result in results)
+    began = max(result.sent_s + result.token_times_s[0] for result in results)
+    ended = min(result.sent_s + result.token_times_s[-1] for result in results)
     gaps = []
     for result in results[: len(short)]:
-        times = [result.start_s + time_s for time_s in result.chunk_times_s]
+        times = [result.sent_s + time_s for time_s in result.token_times_s]
         gaps += [later - earlier for earlier, later in pairwise(times) if began < earlier < ended]
     return median(gaps)
 

@@ -20,7 +20,8 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from mlxfleet.bench.client import Load, run_load
+from mlxfleet.bench.load import run_load
+from mlxfleet.bench.prompt_load import prompt_load
 from mlxfleet.bench.prompts import random_prompts
 from mlxfleet.bench.servers import ServerError, ServerSpec, mlxfleet_spec, serving
 
@@ -72,14 +73,15 @@ class Options:
 
 async def measure(options: Options, spec: ServerSpec, folder: Path, number: int) -> float:
     """Output tokens per second of one life of a server."""
-    load = Load(
+    prompts = random_prompts(options.requests, 64, seed=str(number))
+    load = prompt_load(
         url=spec.url,
-        prompts=random_prompts(options.requests, 64, seed=str(number)),
-        requests=options.requests,
+        prompts=prompts,
         concurrency=options.concurrency,
         max_tokens=options.max_tokens,
     )
-    warm_up = msgspec.structs.replace(load, requests=options.concurrency)
+    first = load.conversations[: options.concurrency]
+    warm_up = msgspec.structs.replace(load, conversations=first)
     async with serving(spec, folder / "log"):
         await run_load(warm_up)
         summary = (await run_load(load)).summary

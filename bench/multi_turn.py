@@ -9,25 +9,26 @@ each round all sides get the same conversations, in rotating order.
 
 from __future__ import annotations
 
-import asyncio
 import random
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-import aiohttp
 import cyclopts
-import msgspec
 import uvloop
-from msgspec import Struct
 from rich.console import Console
 from rich.table import Table
 
+from mlxfleet.bench.arrivals import ClosedLoop
+from mlxfleet.bench.client import Target
+from mlxfleet.bench.conversations import Conversation, Message, Turn
+from mlxfleet.bench.load import Load, run_load
 from mlxfleet.bench.prompts import random_prompts
+from mlxfleet.bench.records import Distribution, Summary
 from mlxfleet.bench.servers import (
     HOST,
     ServerError,
@@ -36,9 +37,7 @@ from mlxfleet.bench.servers import (
     mlxfleet_spec,
     serving,
 )
-from mlxfleet.bench.sse import EventReader
 
-DONE = b"[DONE]"
 ENDLESS = "one endless cache"
 OURS = "mlxfleet, ttft"
 PEER = "smg, cache_aware"
@@ -86,113 +85,48 @@ class Options:
     """How often each side is started and measured."""
 
 
-class Details(Struct):
-    """Part of `usage`."""
-
-    cached_tokens: int = 0
-
-
-class Usage(Struct):
-    """What is read of the token counts."""
-
-    prompt_tokens: int
-    prompt_tokens_details: Details | None = None
-
-
-class Choice(Struct):
-    """What is read of a choice."""
-
-    text: str = ""
-
-
-class Chunk(Struct):
-    """What is read of a stream's event."""
-
-    choices: list[Choice] = []
-    usage: Usage | None = None
-
-
-@dataclass
-class Outcome:
-    """What all turns of a run added up to."""
-
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    ttfts_s: list[float] = field(default_factory=list)
-
-    @property
-    def cached(self) -> float:
-        """Share of prompt tokens out of a cache."""
-        return self.cached_tokens / self.prompt_tokens
-
-    @property
-    def p99_s(self) -> float:
-        """99 of 100 first tokens come sooner."""
-        return sorted(self.ttfts_s)[int(len(self.ttfts_s) * 0.99)]
-
-
-async def converse(options: Options, url: str, seed: str) -> Outcome:
+async def converse(options: Options, url: str, seed: str) -> Summary:
     """All conversations, each a turn after the other."""
-    outcome = Outcome()
-    places = asyncio.Semaphore(options.at_once)
-    system = random_prompts(1, options.system_words, seed=f"{seed}-system")[0]
-    timeout = aiohttp.ClientTimeout(total=300)
-    async with (
-        aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session,
-        asyncio.TaskGroup() as tasks,
-    ):
-
-        async def conversation(number: int) -> None:
-            async with places:
-                rng = random.Random(f"{seed}-{number}")
-                questions = random_prompts(
-                    options.turns, options.question_words, seed=f"{seed}-{number}"
-                )
-                text = system
-                for question in questions:
-                    await asyncio.sleep(rng.expovariate(1 / options.think_s))
-                    text += f"\n{question}\n"
-                    text += await turn(session, options, url, text, outcome)
-
-        for number in range(options.conversations):
-            tasks.create_task(conversation(number))
-    return outcome
+    load = Load(
+        target=Target(url=url, model=options.model.name, timeout_s=300.0),
+        conversations=conversations(options, seed),
+        arrival=ClosedLoop(options.at_once),
+    )
+    result = await run_load(load)
+    if errors := [request.error.message for request in result.requests if request.error]:
+        raise ServerError(errors[0])
+    return result.summary
 
 
-async def turn(
-    session: aiohttp.ClientSession, options: Options, url: str, text: str, outcome: Outcome
-) -> str:
-    """One request; its answer."""
-    body = {
-        "model": options.model.name,
-        "prompt": text,
-        "max_tokens": options.answer_tokens,
-        "temperature": 0,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    loop = asyncio.get_running_loop()
-    sent, answer, events = loop.time(), "", EventReader()
-    usage = None
-    async with session.post(f"{url}/v1/completions", json=body) as response:
-        if response.status != 200:
-            raise ServerError(f"{response.status}: {await response.text()}")
-        async for piece in response.content.iter_any():
-            for data in events.feed(piece):
-                if data == DONE:
-                    continue
-                chunk = msgspec.json.decode(data, type=Chunk)
-                more = "".join(choice.text for choice in chunk.choices)
-                if more and not answer:
-                    outcome.ttfts_s.append(loop.time() - sent)
-                answer += more
-                usage = chunk.usage or usage
-    if usage is None:
-        raise ServerError("a stream ended without token counts")
-    outcome.prompt_tokens += usage.prompt_tokens
-    if usage.prompt_tokens_details is not None:
-        outcome.cached_tokens += usage.prompt_tokens_details.cached_tokens
-    return answer
+def conversations(options: Options, seed: str) -> list[Conversation]:
+    """All of them; they begin alike."""
+    [system] = random_prompts(1, options.system_words, seed=f"{seed}-system")
+    found = []
+    for number in range(options.conversations):
+        rng = random.Random(f"{seed}-{number}")
+        questions = random_prompts(options.turns, options.question_words, seed=f"{seed}-{number}")
+        turns = [
+            Turn(
+                text=f"\n{question}\n",
+                max_tokens=options.answer_tokens,
+                think_s=rng.expovariate(1 / options.think_s),
+            )
+            for question in questions
+        ]
+        found.append(Conversation(tuple(turns), (Message("system", system),)))
+    return found
+
+
+def cached_share(summary: Summary) -> float:
+    """Share of prompt tokens out of a cache."""
+    return (summary.cached_tokens or 0) / summary.input_tokens
+
+
+def ttft_ms(summary: Summary) -> Distribution:
+    """Times to the first token; ServerError if there were none."""
+    if summary.ttft_ms is None:
+        raise ServerError("there were no answers")
+    return summary.ttft_ms
 
 
 Side = Callable[[Path], AbstractAsyncContextManager[str]]
@@ -245,34 +179,37 @@ async def behind_smg(
         yield gateway.url
 
 
-async def compare(options: Options, console: Console) -> dict[str, list[Outcome]]:
+async def compare(options: Options, console: Console) -> dict[str, list[Summary]]:
     """Run every side in every round."""
-    found: dict[str, list[Outcome]] = {}
+    found: dict[str, list[Summary]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(options.rounds):
             every = list(sides(options).items())
             shift = number % len(every)
             for name, side in every[shift:] + every[:shift]:
                 async with side(Path(folder)) as url:
-                    outcome = await converse(options, url, str(number))
-                found.setdefault(name, []).append(outcome)
-                shown = f"{outcome.cached:.1%} cached, TTFT p99 {outcome.p99_s * 1e3:.0f} ms"
+                    summary = await converse(options, url, str(number))
+                found.setdefault(name, []).append(summary)
+                p99 = ttft_ms(summary).p99
+                shown = f"{cached_share(summary):.1%} cached, TTFT p99 {p99:.0f} ms"
                 console.print(f"round {number}: {name}: {shown}", highlight=False)
     return found
 
 
-def table_of(found: dict[str, list[Outcome]]) -> Table:
+def table_of(found: dict[str, list[Summary]]) -> Table:
     """Medians over the rounds."""
     table = Table("side", "cached", "of an endless cache", "TTFT p50, ms", "p99, ms")
     table.title = "Prompt tokens out of a cache, medians over the rounds"
-    for name, outcomes in found.items():
-        shares = [o.cached / e.cached for o, e in zip(outcomes, found[ENDLESS], strict=True)]
+    endless = [cached_share(summary) for summary in found[ENDLESS]]
+    for name, summaries in found.items():
+        shares = [cached_share(summary) for summary in summaries]
+        ratios = [share / most for share, most in zip(shares, endless, strict=True)]
         table.add_row(
             name,
-            f"{median(o.cached for o in outcomes):.1%}",
-            f"{median(shares):.3f}",
-            f"{median(median(o.ttfts_s) for o in outcomes) * 1e3:.0f}",
-            f"{median(o.p99_s for o in outcomes) * 1e3:.0f}",
+            f"{median(shares):.1%}",
+            f"{median(ratios):.3f}",
+            f"{median(ttft_ms(summary).p50 for summary in summaries):.0f}",
+            f"{median(ttft_ms(summary).p99 for summary in summaries):.0f}",
         )
     return table
 

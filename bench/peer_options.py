@@ -69,7 +69,7 @@ class Options:
     """JSON file to write."""
 
     detail: bool = False
-    """Write every request with its text and times as well."""
+    """Write every request with its times as well."""
 
     logs: Path | None = None
     """Folder for the servers' output; a new temporary one if not given."""

@@ -18,7 +18,8 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from mlxfleet.bench.client import Load, run_load
+from mlxfleet.bench.load import run_load
+from mlxfleet.bench.prompt_load import prompt_load
 from mlxfleet.bench.prompts import random_prompts
 from mlxfleet.bench.scrape import Scrape
 from mlxfleet.bench.servers import ServerError, mlxfleet_spec, serving
@@ -46,10 +47,9 @@ async def measure(options: Options) -> tuple[Scrape, float]:
     spec = mlxfleet_spec(options.model, ["--engine", "sim", "--sim-step-ms", "5"])
     with tempfile.TemporaryDirectory() as folder:
         async with serving(spec, Path(folder) / "log"), aiohttp.ClientSession() as session:
-            load = Load(
+            load = prompt_load(
                 url=spec.url,
                 prompts=random_prompts(options.requests, options.prompt_words, seed="router"),
-                requests=options.requests,
                 concurrency=1,
                 max_tokens=2,
             )
@@ -58,7 +58,7 @@ async def measure(options: Options) -> tuple[Scrape, float]:
                 scrape = Scrape(await response.text())
     if errors := [request.error.message for request in requests if request.error]:
         raise ServerError(errors[0])
-    return scrape, sum(request.prompt_tokens or 0 for request in requests) / len(requests)
+    return scrape, sum(request.input_tokens or 0 for request in requests) / len(requests)
 
 
 def main(options: Options) -> None:

@@ -20,9 +20,9 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from mlxfleet.bench.client import Load, run_load
+from mlxfleet.bench.load import LoadResult, run_load
+from mlxfleet.bench.prompt_load import prompt_load
 from mlxfleet.bench.prompts import random_prompts
-from mlxfleet.bench.result import LoadResult
 from mlxfleet.bench.scrape import Scrape
 from mlxfleet.bench.servers import ServerError, mlxfleet_spec, serving
 
@@ -94,13 +94,12 @@ async def run(options: Options, console: Console) -> list[Round]:
             aiohttp.ClientSession() as session,
         ):
             for number in range(options.rounds):
-                load = Load(
+                load = prompt_load(
                     url=spec.url,
                     prompts=random_prompts(options.streams, options.prompt_words, seed=str(number)),
-                    requests=options.streams,
                     concurrency=options.streams,
                     max_tokens=options.max_tokens,
-                    request_timeout_s=300.0,
+                    timeout_s=300.0,
                 )
                 result = await run_load(load)
                 async with session.get(f"{spec.url}/metrics") as response:
@@ -124,14 +123,12 @@ def table_of(rounds: list[Round]) -> Table:
         table.add_column(heading, justify="right")
     table.add_column("index, blocks", justify="right")
     for number, found in enumerate(rounds, 1):
-        requests = found.result.requests
-        span_s = max(r.start_s + r.duration_s for r in requests)
-        ttfts = sorted(r.ttft_s for r in requests if r.ttft_s is not None)
+        summary = found.result.summary
         table.add_row(
             str(number),
-            f"{sum(r.completion_tokens for r in requests) / span_s:,.0f}",
-            f"{ttfts[int(len(ttfts) * 0.99)]:.2f}" if ttfts else "-",
-            str(sum(r.error is not None for r in requests)),
+            f"{summary.output_tokens_per_s:,.0f}",
+            f"{summary.ttft_ms.p99 / 1e3:.2f}" if summary.ttft_ms else "-",
+            str(summary.requests - summary.completed),
             f"{found.router_mb:.0f}",
             f"{found.route_p99_s * 1e3:g}",
             f"{found.index_blocks:,.0f}",

@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 from msgspec import Struct
 
-from mlxfleet.bench.client import Load, run_load
+from mlxfleet.bench.load import run_load
+from mlxfleet.bench.prompt_load import prompt_load
 from mlxfleet.common.errors import MlxfleetError
 
 MLXFLEET = "mlxfleet"
@@ -30,7 +31,7 @@ LOG_TAIL_CHARACTERS = 2000
 
 
 class ServerError(MlxfleetError):
-    """A server did not start, or died."""
+    """A server did not start, died, or does not answer as it should."""
 
 
 class ServerSpec(Struct, frozen=True):
@@ -128,14 +129,13 @@ async def wait_until_it_answers(
     while (left_s := deadline - time.perf_counter()) > 0:
         if process.returncode is not None:
             raise ServerError(f"{spec.name} ended with {process.returncode}:\n{tail(log)}")
-        load = Load(
+        load = prompt_load(
             url=spec.url,
             prompts=["Hello"],
-            requests=1,
             concurrency=1,
             max_tokens=1,
             model=spec.model,
-            run_timeout_s=left_s,
+            timeout_s=left_s,
         )
         if not (await run_load(load)).summary.errors:
             return

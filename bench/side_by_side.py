@@ -14,11 +14,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mlxfleet.bench.client import Load, run_load
 from mlxfleet.bench.comparison import Comparison, Measurement, Start, medians, ratios
+from mlxfleet.bench.load import Load, run_load
 from mlxfleet.bench.machine import describe_machine, installed_versions, python_of
 from mlxfleet.bench.peer_options import Options
 from mlxfleet.bench.processes import busy_cpu_s, process_tree, tree_cpu_s
+from mlxfleet.bench.prompt_load import prompt_load
 from mlxfleet.bench.prompts import random_prompts
 from mlxfleet.bench.servers import (
     MLXFLEET,
@@ -84,7 +85,7 @@ class Run:
             await run_load(warm_up)
         for concurrency in self._options.concurrency:
             load = self._load(server, number, concurrency)
-            measurement = await self._measure(server, number, load)
+            measurement = await self._measure(server, number, concurrency, load)
             self.measurements.append(measurement)
             summary = measurement.summary
             self._console.print(
@@ -102,20 +103,20 @@ class Run:
         options = self._options
         requests = concurrency * (1 if warm_up else options.requests_per_stream)
         seed = f"{options.seed}/{number}/{concurrency}/{'warm-up' if warm_up else 'load'}"
-        return Load(
+        return prompt_load(
             url=server.spec.url,
             prompts=random_prompts(
                 requests, options.prompt_words, seed=seed, common_words=options.common_words
             ),
-            requests=requests,
             concurrency=concurrency,
             max_tokens=min(options.max_tokens, WARM_UP_TOKENS) if warm_up else options.max_tokens,
-            temperature=options.temperature,
-            top_p=options.top_p,
             model=server.spec.model,
+            extra={"temperature": options.temperature, "top_p": options.top_p},
         )
 
-    async def _measure(self, server: Server, number: int, load: Load) -> Measurement:
+    async def _measure(
+        self, server: Server, number: int, concurrency: int, load: Load
+    ) -> Measurement:
         """Run a load; write down who took the cores meanwhile."""
         served, busy = tree_cpu_s(process_tree(server.pid)), busy_cpu_s()
         result = await run_load(load)
@@ -126,7 +127,7 @@ class Run:
         return Measurement(
             server=server.spec.name,
             round=number,
-            concurrency=load.concurrency,
+            concurrency=concurrency,
             summary=result.summary,
             processes=processes,
             served_cpu_s=served,

@@ -22,10 +22,11 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from mlxfleet.bench.client import Load, run_load
+from mlxfleet.bench.load import Load, run_load
 from mlxfleet.bench.peer_options import Commas
+from mlxfleet.bench.prompt_load import prompt_load
 from mlxfleet.bench.prompts import random_prompts
-from mlxfleet.bench.result import RequestResult
+from mlxfleet.bench.records import Request
 from mlxfleet.bench.servers import MLXFLEET, Server, ServerSpec, mlxfleet_spec, peer_spec, serving
 
 STREAM_WORDS = 16
@@ -77,10 +78,9 @@ async def measure(server: Server, options: Options, seed: str) -> Stall:
     """Run the stream and the prompts on a server."""
 
     def load(words: int, tokens: int, count: int, name: str) -> Load:
-        return Load(
+        return prompt_load(
             url=server.spec.url,
             prompts=random_prompts(count, words, seed=f"{seed}/{name}"),
-            requests=count,
             concurrency=count,
             max_tokens=tokens,
             model=server.spec.model,
@@ -103,16 +103,16 @@ async def measure(server: Server, options: Options, seed: str) -> Stall:
     )
 
 
-def first_token_s(request: RequestResult) -> float:
+def first_token_s(request: Request) -> float:
     """Time to the first token; ValueError if the request failed."""
-    if request.error is not None or not request.chunk_times_s:
+    if request.error is not None or not request.token_times_s:
         raise ValueError(f"a request failed: {request.error}")
-    return request.chunk_times_s[0]
+    return request.token_times_s[0]
 
 
-def gaps_after(request: RequestResult, start_s: float, end_s: float) -> list[float]:
+def gaps_after(request: Request, start_s: float, end_s: float) -> list[float]:
     """Gaps between a stream's chunks that end in a span of time."""
-    times = request.chunk_times_s
+    times = request.token_times_s
     pairs = pairwise(times)
     gaps = [
         later - earlier for earlier, later in pairs if start_s < later <= end_s + later - earlier

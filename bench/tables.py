@@ -7,7 +7,7 @@ from statistics import median
 from rich.table import Table
 
 from mlxfleet.bench.comparison import Comparison, Median
-from mlxfleet.bench.result import Distribution
+from mlxfleet.bench.records import Distribution
 
 MB = 1e6
 

@@ -1,0 +1,42 @@
+"""Writes records to a file while they come."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+from mlxfleet.bench.records import Record, encode_line
+from mlxfleet.common.errors import ConfigError
+
+
+class Recorder:
+    """A file of JSON lines, or nothing if there is no path. Use it as a context."""
+
+    def __init__(self, path: Path | None) -> None:
+        """ConfigError if it cannot be written."""
+        try:
+            self._file = None if path is None else path.open("wb")
+        except OSError as error:
+            raise ConfigError(f"--out: cannot write {path}: {error}") from error
+
+    def write(self, record: Record) -> None:
+        """Add a record."""
+        if self._file is not None:
+            self._file.write(encode_line(record))
+
+    def flush(self) -> None:
+        """What was written survives if this process does not."""
+        if self._file is not None:
+            self._file.flush()
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
