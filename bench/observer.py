@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Protocol
 
 import aiohttp
@@ -55,6 +57,26 @@ def machine_sensors() -> Source | None:
         return None
     source: Source = module.open_source("auto")
     return source
+
+
+@asynccontextmanager
+async def observed(
+    run: str,
+    on_sample: Callable[[Sample], None],
+    *,
+    fleet_url: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> AsyncIterator[None]:
+    """Record sensors while the block runs; `fleet_url` is as for Observer, asked with `headers`."""
+    async with aiohttp.ClientSession(headers=headers) as session:
+        observer = Observer(session, machine_sensors(), fleet_url, on_sample)
+        watching = asyncio.create_task(observer.watch(run))
+        try:
+            yield
+        finally:
+            watching.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watching
 
 
 class Observer:

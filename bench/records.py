@@ -1,9 +1,10 @@
 """What measurements leave behind: JSON lines, one record each, of one schema.
 
 A file begins with a `run` record. `request` and `sample` records follow in the order in which they
-happened, and a `summary` when the run is over; where this tool has started the server, `start` is
-before its runs and `use` after each. A comparison is a file of its own: a `comparison`
-record, every round's run with its records, a `round` record for each pair, and a `verdict`.
+happened, and a `summary` when the run is over. Where this tool has started the server, `use`
+follows each run, and `start` all runs of one life of the server. A comparison is a file of its own:
+a `comparison` record, every round's run with its records, a `round` record for each pair, and a
+`verdict`.
 Times are in seconds since the run's start unless a name says otherwise.
 """
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import signal
 import sys
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -14,7 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import msgspec
 from rich.console import Console
 
@@ -22,9 +18,10 @@ from mlxfleet.bench.arrivals import ClosedLoop
 from mlxfleet.bench.client import Target, open_session
 from mlxfleet.bench.conversations import Conversation
 from mlxfleet.bench.git_state import git_state
+from mlxfleet.bench.interrupts import cancel_on_signals
 from mlxfleet.bench.load import Load, LoadRun, run_load
 from mlxfleet.bench.machine import describe_machine, own_versions
-from mlxfleet.bench.observer import Observer, machine_sensors
+from mlxfleet.bench.observer import observed
 from mlxfleet.bench.plans import DEFAULT_CONCURRENCY, Plan, Source, plans, warm_up
 from mlxfleet.bench.progress import shown
 from mlxfleet.bench.prompt_tokens import WordBook, open_word_book
@@ -141,15 +138,9 @@ class Bench:
             self._recorder.flush()
 
         fleet_url = f"{self._target.url}/fleet" if "fleet" in self._words else None
-        async with aiohttp.ClientSession(headers=dict(self._target.headers)) as session:
-            observer = Observer(session, machine_sensors(), fleet_url, on_sample)
-            watching = asyncio.create_task(observer.watch(run))
-            try:
-                yield
-            finally:
-                watching.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await watching
+        headers = self._target.headers
+        async with observed(run, on_sample, fleet_url=fleet_url, headers=headers):
+            yield
 
     def _run_record(self, plan: Plan) -> Run:
         options = self._options
@@ -227,10 +218,7 @@ def length_warnings(requests: Sequence[Request]) -> list[str]:
 async def serve(options: Options, console: Console) -> list[Summary]:
     """All runs. Ctrl-C or SIGTERM ends the run under way, whose summary is written; raises
     CancelledError then."""
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    if task is not None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, task.cancel)
+    cancel_on_signals()
     with Recorder(options.report.out) as recorder:
         bench = Bench(options, recorder, console)
         await bench.startup()

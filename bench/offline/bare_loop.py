@@ -54,6 +54,7 @@ def run_wave(storage: KVStorage, prompts: Sequence[list[int]], max_tokens: int) 
     last, times_s = None, []
     for _ in range(max_tokens):
         result = storage.run(rows, inputs, [])
+        assert result.logits is not None  # only without rows
         inputs = argmax(result.logits)[: len(rows)]
         mx.async_eval([inputs, *result.arrays])  # type: ignore[no-untyped-call]
         if last is not None:

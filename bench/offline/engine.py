@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from mlxfleet.common.config import (
-    FleetOptions,
-    RouterOptions,
-    SchedulerOptions,
-    WorkerOptions,
-    WorkerProcess,
-    validated,
-)
+from mlxfleet.common.config import SchedulerOptions, WorkerOptions, WorkerProcess, validated
 from mlxfleet.common.errors import ConfigError
-from mlxfleet.common.fleet_specs import Launch
 from mlxfleet.common.supervisor import ProcessSpec, Supervisor
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,15 +42,20 @@ class Engine:
             options=replace(self.worker, prefix_cache_gb=0.0),
         )
 
-    def fleet(self, port: int) -> Launch:
-        """All of it, as `mlxfleet launch` starts it."""
-        return Launch(
-            model=str(self.model_dir),
-            router=RouterOptions(port=port),
-            fleet=FleetOptions(),
-            scheduler=self.scheduler,
-            worker=self.worker,
-        )
+    def flags(self) -> list[str]:
+        """The options for `mlxfleet launch`, as far as they are not the defaults."""
+        return [*flags_of(self.scheduler), *flags_of(self.worker)]
+
+
+def flags_of(options: SchedulerOptions | WorkerOptions) -> list[str]:
+    """Flags for the fields that differ from their defaults."""
+    found = []
+    for field_ in fields(options):
+        value = getattr(options, field_.name)
+        if value != field_.default:
+            flag = "--" + field_.name.replace("_", "-")
+            found.append(flag if value is True else f"{flag}={value}")
+    return found
 
 
 @contextlib.asynccontextmanager
