@@ -9,14 +9,11 @@ from rich.console import Console
 
 from mlxfleet.bench.peer_options import Options
 from mlxfleet.bench.report.groups import groups_of
-from mlxfleet.bench.report.loaded import Loaded
-from mlxfleet.bench.report.plain_table import rich_table
+from mlxfleet.bench.report.show import show
 from mlxfleet.bench.report.tables import ratios_table, sides_table, starts_table
 from mlxfleet.bench.servers import MLXFLEET
 from mlxfleet.bench.side_by_side import compare
 from mlxfleet.common.errors import ExitCode
-
-FILE_WIDTH = 120
 
 
 def peers(options: Options) -> None:
@@ -26,23 +23,10 @@ def peers(options: Options) -> None:
     ratios of one run say more than its absolute figures.
     """
     found, complete = uvloop.run(compare(options.validated(), Console(stderr=True)))
-    show(found)
+    groups = groups_of(found)
+    tables = (t for g in groups for t in (sides_table(g), ratios_table(g, MLXFLEET)))
+    show(found, [*tables, starts_table(found)])
     if not complete:
         sys.exit(ExitCode.FORCED)
     if any(start.error for start in found.starts):
         sys.exit(ExitCode.INTERNAL)
-
-
-def show(found: Loaded) -> None:
-    """Print the tables."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=FILE_WIDTH)
-    tables = [
-        table
-        for group in groups_of(found)
-        for table in (sides_table(group), ratios_table(group, MLXFLEET))
-    ]
-    for table in (*tables, starts_table(found)):
-        if table.rows:
-            console.print(rich_table(table))

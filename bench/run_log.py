@@ -64,7 +64,7 @@ def new_run(
         arrival={"kind": "closed_loop", "concurrency": concurrency},
         data=data,
         seed=seed,
-        command_line=sys.argv,
+        command_line=["mlxfleet", *sys.argv[1:]],
         machine=describe_machine(),
         versions=own_versions(PACKAGES),
         git=git_state(),

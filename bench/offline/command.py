@@ -26,15 +26,13 @@ from mlxfleet.bench.peer_options import Commas
 from mlxfleet.bench.recorder import Recorder
 from mlxfleet.bench.report.groups import groups_of
 from mlxfleet.bench.report.loaded import Loaded
-from mlxfleet.bench.report.plain_table import rich_table
+from mlxfleet.bench.report.show import show
 from mlxfleet.bench.report.tables import sides_table
 from mlxfleet.bench.run_log import RunLog, new_run
 from mlxfleet.bench.side_by_side import rotated
 from mlxfleet.common.config import SchedulerOptions, WorkerOptions
 from mlxfleet.common.errors import ConfigError, ExitCode
 from mlxfleet.common.model_files import resolve_model
-
-FILE_WIDTH = 120
 
 Border = Callable[[Engine, Sequence[Pair], Ended], Coroutine[Any, Any, None]]
 
@@ -103,18 +101,9 @@ def offline(
     engine = Engine(model_dir=model_dir, name=name, scheduler=scheduler, worker=worker)
     engine.checked(max(options.concurrency))
     found, complete = measure(options, engine, Console(stderr=True))
-    show(found)
+    show(found, map(sides_table, groups_of(found)))
     if not complete:
         sys.exit(ExitCode.FORCED)
-
-
-def show(found: Loaded) -> None:
-    """Print the table."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=FILE_WIDTH)
-    for group in groups_of(found):
-        console.print(rich_table(sides_table(group)))
 
 
 def measure(options: Options, engine: Engine, console: Console) -> tuple[Loaded, bool]:

@@ -95,14 +95,14 @@ def sensors(loaded: Loaded) -> list[str]:
 
 def busy(loaded: Loaded) -> list[str]:
     """Whether other processes took the cores."""
-    shares = {name_of(one): one.use.other_cpu_share for one in loaded.runs if one.use is not None}
-    worst = max(shares, key=lambda name: shares[name], default=None)
-    if worst is None or shares[worst] <= BUSY_SHARE:
+    uses = [(one.use.other_cpu_share, name_of(one)) for one in loaded.runs if one.use is not None]
+    disturbed = [share for share, _ in uses if share > BUSY_SHARE]
+    if not disturbed:
         return []
-    count = sum(share > BUSY_SHARE for share in shares.values())
+    worst, name = max(uses)
     return [
-        f"Other processes took more than {BUSY_SHARE:.0%} of the cores in {count} of"
-        f" {len(shares)} runs, {shares[worst]:.0%} in that of {worst}."
+        f"Other processes took more than {BUSY_SHARE:.0%} of the cores in {len(disturbed)} of"
+        f" {len(uses)} runs, {worst:.0%} in that of {name}."
     ]
 
 

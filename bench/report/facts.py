@@ -8,7 +8,7 @@ from pathlib import PurePath
 from typing import Any
 
 from mlxfleet.bench.machine import Machine
-from mlxfleet.bench.records import GitState, Run
+from mlxfleet.bench.records import GitState, Run, Start
 from mlxfleet.bench.report.groups import in_words, model_of, short_value
 from mlxfleet.bench.report.loaded import Loaded
 
@@ -31,7 +31,10 @@ def facts(loaded: Loaded) -> list[Fact]:
         ("system", [machine.platform for machine in machines]),
         ("load average before", [load_average_words(machines)]),
         ("model", [model_of(run) for run in runs]),
-        ("endpoint", [f"{run.endpoint} of {run.url}" for run in runs if run.url]),
+        (
+            "endpoint",
+            [f"{run.endpoint} of {run.url}" for run in runs if run.url and not loaded.starts],
+        ),
         ("data", [in_words(run.data.items()) for run in runs]),
         ("arrival", [in_words(run.arrival.items()) for run in runs]),
         ("SLOs, ms", [in_words(run.slos.items()) for run in runs]),
@@ -41,10 +44,11 @@ def facts(loaded: Loaded) -> list[Fact]:
         ("server", [server_words(run) for run in runs]),
         (
             "started by",
-            [
-                f"{start.side}: {command_words(start.command)} ({versions_words(start.versions)})"
-                for start in loaded.starts
-            ],
+            [f"{start.side}: {command_words(start.command)}" for start in first_starts(loaded)],
+        ),
+        (
+            "their versions",
+            [f"{start.side}: {versions_words(start.versions)}" for start in first_starts(loaded)],
         ),
         ("options of the comparison", [in_words(one.options.items()) for one in comparisons]),
         (
@@ -58,6 +62,14 @@ def facts(loaded: Loaded) -> list[Fact]:
         ("files", [path.name for path in loaded.files]),
     ]
     return [(name, "\n".join(kept)) for name, values in found if (kept := distinct(values))]
+
+
+def first_starts(loaded: Loaded) -> list[Start]:
+    """Of each server the first life; the others differ in their ports."""
+    starts: dict[str, Start] = {}
+    for start in loaded.starts:
+        starts.setdefault(start.side, start)
+    return list(starts.values())
 
 
 def distinct(values: Iterable[str]) -> list[str]:
@@ -104,8 +116,7 @@ def server_words(run: Run) -> str:
 
 
 def command_words(command: Iterable[str]) -> str:
-    """A command without the folders of the machine; a Python script of a package is called as one
-    would type it."""
+    """A command without the folders of the machine."""
     words = [short_argument(word) for word in command]
     return shlex.join(words)
 

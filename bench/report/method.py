@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from mlxfleet.bench.records import Run
 from mlxfleet.bench.report.loaded import Loaded, LoadedComparison
 
+BARE_LOOP = "bare loop"
+
 TERMS = (
     "TTFT is the time from sending a request to its first text; chunks that only announce a role,"
     " and empty ones, do not count. TPOT is the mean time per token after the first. ITL is the gap"
@@ -24,6 +26,12 @@ SENSORS = (
     " what is not shown could not be read."
 )
 NO_SENSORS = "No sensor was read, so that heat and clock scaling can hide in these figures."
+OFFLINE = (
+    "The bare loop does the model's work alone: prompts in passes of 512 tokens, then all rows to"
+    " the end of their answers with an argmax. Scheduler and worker are asked for tokens over their"
+    " own sockets, the full path for text over HTTP. Of each border, a process was started anew in"
+    " every round, one at a time, in rotating order, with the same prompts."
+)
 SIDES = (
     "The sides were measured in turns, one alive at a time, in another order in every round, with"
     " the same prompts. Tables have medians over the rounds, so ratios say more than absolute"
@@ -38,6 +46,8 @@ def method(loaded: Loaded) -> list[str]:
     paragraphs = [arrivals(runs), *(compared(one) for one in loaded.comparisons)]
     if loaded.starts:
         paragraphs.append(SIDES)
+    if any(run.side == BARE_LOOP for run in runs):
+        paragraphs.append(OFFLINE)
     return [*filter(None, paragraphs), TERMS, CLIENT, SENSORS if has_samples else NO_SENSORS]
 
 
