@@ -64,6 +64,11 @@ def facts(loaded: Loaded) -> list[Fact]:
     return [(name, "\n".join(kept)) for name, values in found if (kept := distinct(values))]
 
 
+def endpoint_words(run: Run) -> str:
+    """Where requests were sent; nothing for what has no address."""
+    return f"{run.endpoint} of {run.url}" if run.url else ""
+
+
 def first_starts(loaded: Loaded) -> list[Start]:
     """Of each server the first life; the others differ in their ports."""
     starts: dict[str, Start] = {}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from mlxfleet.bench.result import Failure, RequestResult
+from mlxfleet.bench.records import Failure, Request
 from mlxfleet.bench.stall import first_token_s, gaps_after
 
 
-def streamed(*times: float) -> RequestResult:
-    return RequestResult(index=0, start_s=0.0, chunk_times_s=list(times))
+def streamed(*times: float) -> Request:
+    return Request(run="", index=0, due_s=0.0, sent_s=0.0, token_times_s=list(times))
 
 
 def test_gaps_that_begin_while_the_prompts_run_count() -> None:
@@ -23,7 +23,7 @@ def test_a_stream_that_ended_too_early_is_no_measurement() -> None:
 
 
 def test_a_failed_prompt_is_no_measurement() -> None:
-    failed = RequestResult(index=0, start_s=0.0, error=Failure("timeout", "too long"))
+    failed = Request(run="", index=0, due_s=0.0, sent_s=0.0, error=Failure("timeout", "too long"))
     with pytest.raises(ValueError, match="too long"):
         first_token_s(failed)
     assert first_token_s(streamed(0.4, 0.5)) == 0.4

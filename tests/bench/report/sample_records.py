@@ -9,11 +9,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from mlxfleet.bench.figures import summarize
 from mlxfleet.bench.machine import Machine
 from mlxfleet.bench.records import (
     ClientCost,
     Comparison,
-    Distribution,
     Failure,
     GitState,
     Record,
@@ -21,11 +21,9 @@ from mlxfleet.bench.records import (
     Round,
     Run,
     Sample,
-    Summary,
     Verdict,
     encode_line,
 )
-from mlxfleet.bench.result import percentile
 from mlxfleet.common.messages import Telemetry
 
 BEGAN = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
@@ -126,47 +124,6 @@ def make_samples(run: Run, seconds: float, heat: float) -> list[Sample]:
     return found
 
 
-def distribution(times_s: Iterable[float]) -> Distribution:
-    """Statistics of some times."""
-    ms = sorted(time * 1000 for time in times_s)
-    parts = {f"p{p}": percentile(ms, p / 100) for p in (50, 90, 95, 99)}
-    return Distribution(mean=sum(ms) / len(ms), max=ms[-1], **parts)
-
-
-def summarize(run: Run, requests: list[Request], client: ClientCost = CLIENT) -> Summary:
-    """A run's figures, as the client would write them."""
-    good = [request for request in requests if request.error is None]
-    seconds = max(request.sent_s + request.duration_s for request in requests)
-    gaps = [b - a for r in good for a, b in zip(r.token_times_s, r.token_times_s[1:], strict=False)]
-    spans = [(r.token_times_s[-1] - r.token_times_s[0]) / (TOKENS - 1) for r in good]
-    failed = len(requests) - len(good)
-    return Summary(
-        run=run.id,
-        requests=len(requests),
-        completed=len(good),
-        duration_s=seconds,
-        requests_per_s=len(good) / seconds,
-        input_tokens=64 * len(good),
-        output_tokens=TOKENS * len(good),
-        cached_tokens=0,
-        input_tokens_per_s=64 * len(good) / seconds,
-        output_tokens_per_s=TOKENS * len(good) / seconds,
-        cached_tokens_per_s=0.0,
-        tokens_counted_by="usage",
-        ttft_ms=distribution(r.token_times_s[0] for r in good),
-        tpot_ms=distribution(spans),
-        itl_ms=distribution(gaps),
-        e2e_ms=distribution(r.duration_s for r in good),
-        longest_gap_ms=max(gaps) * 1000,
-        goodput_per_s=0.97 * len(good) / seconds,
-        within_slos=0.97,
-        fairness=0.998,
-        finish_reasons={"length": len(good)},
-        errors={"http_503": failed} if failed else {},
-        client=client,
-    )
-
-
 def sweep(
     sides: dict[str, float], loads: Iterable[int] = (1, 4, 16, 32), *, rounds: int = 1
 ) -> Iterator[Record]:
@@ -205,7 +162,7 @@ def sweep(
                     if load == 32 and number == 0 and side == next(iter(sides))
                     else CLIENT
                 )
-                summary = summarize(run, requests, client)
+                summary = summarize(run.id, requests, run.slos, client)
                 yield run
                 yield from requests
                 yield from make_samples(run, summary.duration_s, min(1.0, now / 40))
@@ -245,7 +202,7 @@ def comparison(blocks: int = 6) -> Iterator[Record]:
                 requests = make_requests(
                     run, rng, streams=8, each=3, ttft_s=0.05 * slowness, gap_s=0.008 * slowness
                 )
-                summary = summarize(run, requests)
+                summary = summarize(run.id, requests, run.slos, CLIENT)
                 yield run
                 yield from requests
                 yield from make_samples(run, summary.duration_s, now / 60)

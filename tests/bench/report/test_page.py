@@ -68,7 +68,7 @@ def test_pictures_are_well_formed_and_say_what_they_show(full: str) -> None:
         assert picture.attrib["role"] == "img"
         assert picture.findtext("title")
         assert picture.findtext("desc")
-        assert "nan" not in ElementTree.tostring(picture, "unicode").replace("finance", "")
+        assert "nan" not in ElementTree.tostring(picture, "unicode")
 
 
 def test_every_kind_of_picture_is_there(full: str) -> None:
@@ -141,7 +141,7 @@ def test_records_of_a_later_schema_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_document_has_tables_and_ratios(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", sweep({"mlxfleet": 1.0, "peer": 2.0}, [8], rounds=2))
+    path = write(tmp_path / "a.jsonl", sweep({"mlxfleet": 1.0, "peer": 2.0}, [8, 16], rounds=2))
     text = markdown(load_files([path]))
     assert "| 8 streams | mlxfleet |" in text
     assert "mlxfleet / best of the others" in text
