@@ -34,13 +34,12 @@ def test_every_border_gives_all_tokens_and_a_report(tiny_model: Path, tmp_path: 
 def test_interrupted_it_leaves_what_there_is(tiny_model: Path, tmp_path: Path) -> None:
     results = tmp_path / "offline.jsonl"
     flags = ["--model", str(tiny_model), "--rounds", "50", "--concurrency", "1", *SHORT]
-    process = subprocess.Popen(
-        [*BENCH, "offline", *flags, "--out", str(results)], stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    while "tokens/s" not in process.stderr.readline():
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    process.stderr.read()
-    assert process.wait(60) == ExitCode.FORCED
+    command = [*BENCH, "offline", *flags, "--out", str(results)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "tokens/s" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        process.stderr.read()
+        assert process.wait(60) == ExitCode.FORCED
     assert len(load_files([results]).finished) >= 1
