@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import importlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Protocol
 
@@ -49,34 +50,15 @@ class Fleet(Struct):
     nodes: list[Node] = []
 
 
+@functools.cache
 def machine_sensors() -> Source | None:
-    """This machine's; None in an installation without the reader."""
+    """This machine's, which are opened once; None in an installation without the reader."""
     try:
         module = importlib.import_module("mlxfleet.common.telemetry.source")
     except ModuleNotFoundError:
         return None
     source: Source = module.open_source("auto")
     return source
-
-
-@asynccontextmanager
-async def observed(
-    run: str,
-    on_sample: Callable[[Sample], None],
-    *,
-    fleet_url: str | None = None,
-    headers: Mapping[str, str] | None = None,
-) -> AsyncIterator[None]:
-    """Record sensors while the block runs; `fleet_url` is as for Observer, asked with `headers`."""
-    async with aiohttp.ClientSession(headers=headers) as session:
-        observer = Observer(session, machine_sensors(), fleet_url, on_sample)
-        watching = asyncio.create_task(observer.watch(run))
-        try:
-            yield
-        finally:
-            watching.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watching
 
 
 class Observer:
@@ -100,13 +82,15 @@ class Observer:
         began = time.perf_counter()
         while True:
             at_s = time.perf_counter() - began
-            if self._sensors is not None:
-                machine = self._sensors.sample().machine
-                self._on_sample(Sample(run=run, at_s=at_s, telemetry=machine))
-            for node in await self._nodes():
-                if (told := node.telemetry) is not None:
-                    self._on_sample(Sample(run=run, at_s=at_s, node=node.name, telemetry=told))
+            for node, told in (await self.readings()).items():
+                self._on_sample(Sample(run=run, at_s=at_s, node=node, telemetry=told))
             await asyncio.sleep(max(began + at_s + PERIOD_S - time.perf_counter(), 0.0))
+
+    async def readings(self) -> dict[str, Telemetry]:
+        """What sensors say now, by node; "" is this machine."""
+        found = {} if self._sensors is None else {"": self._sensors.sample().machine}
+        nodes = await self._nodes()
+        return found | {node.name: node.telemetry for node in nodes if node.telemetry is not None}
 
     async def _nodes(self) -> list[Node]:
         """The fleet's; none if it does not answer in time."""
@@ -117,3 +101,24 @@ class Observer:
                 return msgspec.json.decode(await response.read(), type=Fleet).nodes
         except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError):
             return []
+
+
+@asynccontextmanager
+async def watching(observer: Observer, run: str) -> AsyncIterator[None]:
+    """Watch while the block runs, which is a run."""
+    task = asyncio.create_task(observer.watch(run))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+@asynccontextmanager
+async def watching_machine(on_sample: Callable[[Sample], None], run: str) -> AsyncIterator[None]:
+    """Watch this machine alone while the block runs, which is a run."""
+    async with aiohttp.ClientSession() as session:
+        observer = Observer(session, machine_sensors(), None, on_sample)
+        async with watching(observer, run):
+            yield

@@ -191,7 +191,8 @@ class Comparison(Struct, tag="comparison", kw_only=True):
     sides: dict[str, str]
     """Each side's name, and its URL or command."""
     figure: str
-    """What is compared: a field of Summary, with `.p50` and the like for distributions."""
+    """What is compared: a field of Summary, with `.p50` and the like for distributions. If there
+    are several, this is the first, and verdicts name theirs."""
     higher_is_better: bool
     options: dict[str, Any]
     machine: Machine
@@ -199,7 +200,11 @@ class Comparison(Struct, tag="comparison", kw_only=True):
 
 
 class Round(Struct, tag="round", kw_only=True):
-    """One side's turn in a round of a comparison. `thrown_out` says why it does not count."""
+    """One side's turn in a round of a comparison; two rounds in mirrored order are a block.
+
+    `value` is of the comparison's first figure. `thrown_out` says why the round does not count,
+    `remarks` what was not as it should be in one that does.
+    """
 
     number: int
     block: int
@@ -208,6 +213,7 @@ class Round(Struct, tag="round", kw_only=True):
     value: float | None
     cooled_s: float
     thrown_out: str = ""
+    remarks: list[str] = []
 
 
 class Verdict(Struct, tag="verdict", kw_only=True):
@@ -216,6 +222,7 @@ class Verdict(Struct, tag="verdict", kw_only=True):
 
     side: str
     against: str
+    figure: str
     rounds: int
     ratio: float
     low: float
@@ -224,7 +231,9 @@ class Verdict(Struct, tag="verdict", kw_only=True):
     verdict: str
     """`faster`, `slower` or `no difference shown`."""
     smallest_visible: float
-    """The smallest difference, as a share, that this comparison would have shown."""
+    """The smallest difference, as a share, that 80 of 100 comparisons like this would show."""
+    block_ratios: list[float] = []
+    """The ratio in each block, of which `ratio` is the geometric mean."""
 
 
 Record = Run | Start | Use | Request | Sample | Summary | Comparison | Round | Verdict

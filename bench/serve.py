@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import msgspec
 from rich.console import Console
 
@@ -21,7 +22,7 @@ from mlxfleet.bench.git_state import git_state
 from mlxfleet.bench.interrupts import cancel_on_signals
 from mlxfleet.bench.load import Load, LoadRun, run_load
 from mlxfleet.bench.machine import describe_machine, own_versions
-from mlxfleet.bench.observer import observed
+from mlxfleet.bench.observer import Observer, machine_sensors, watching
 from mlxfleet.bench.plans import DEFAULT_CONCURRENCY, Plan, Source, plans, warm_up
 from mlxfleet.bench.progress import shown
 from mlxfleet.bench.prompt_tokens import WordBook, open_word_book
@@ -89,10 +90,21 @@ class Bench:
 
     async def _one_run(self, plan: Plan) -> None:
         """Cancelled, it still leaves a summary of what has ended."""
-        options = self._options.arrival
-        conversations = self._source.conversations(plan, options.requests)
-        described = self._run_record(plan)
+        described, load = self.prepared(plan, self._options.arrival.requests)
         title = title_of(described)
+        await self._warm_up(plan, load.conversations)
+        async with self.recorded(described, load) as run:
+            try:
+                async with shown(run, title, self._console):
+                    await run.run()
+            finally:
+                show(title, run.summary(), run.records)
+
+    def prepared(self, plan: Plan, requests: int | None) -> tuple[Run, Load]:
+        """A run of so many requests, as it is written down and as it is done."""
+        options = self._options.arrival
+        conversations = self._source.conversations(plan, requests)
+        described = self._run_record(plan)
         load = Load(
             target=self._target,
             conversations=conversations,
@@ -102,18 +114,23 @@ class Bench:
             slos_ms=described.slos,
             count_tokens=self._book.count if self._book else None,
         )
-        await self._warm_up(plan, conversations)
+        return described, load
+
+    @asynccontextmanager
+    async def recorded(
+        self, described: Run, load: Load, on_sample: Callable[[Sample], None] = lambda sample: None
+    ) -> AsyncIterator[LoadRun]:
+        """A run that is done in the block, written down with what sensors say meanwhile."""
         self._recorder.write(described)
         run = LoadRun(load, self._recorder.write)
         try:
-            async with self._observed(described.id), shown(run, title, self._console):
-                await run.run()
+            async with self._observed(described.id, on_sample):
+                yield run
         finally:
             summary = run.summary()
             self._recorder.write(summary)
             self._recorder.flush()
             self.summaries.append(summary)
-            show(title, summary, run.records)
 
     async def _warm_up(self, plan: Plan, conversations: Sequence[Conversation]) -> None:
         count = self._options.arrival.warmup
@@ -127,20 +144,26 @@ class Bench:
         )
 
     @asynccontextmanager
-    async def _observed(self, run: str) -> AsyncIterator[None]:
+    async def _observed(self, run: str, on_sample: Callable[[Sample], None]) -> AsyncIterator[None]:
         """Record sensors while the block runs."""
         if not self._options.report.telemetry:
             yield
             return
 
-        def on_sample(sample: Sample) -> None:
+        def record(sample: Sample) -> None:
             self._recorder.write(sample)
             self._recorder.flush()
+            on_sample(sample)
 
-        fleet_url = f"{self._target.url}/fleet" if "fleet" in self._words else None
-        headers = self._target.headers
-        async with observed(run, on_sample, fleet_url=fleet_url, headers=headers):
+        async with self.observer(record) as observer, watching(observer, run):
             yield
+
+    @asynccontextmanager
+    async def observer(self, on_sample: Callable[[Sample], None]) -> AsyncIterator[Observer]:
+        """Of this machine's sensors, and of the server's nodes if it has any."""
+        fleet_url = f"{self._target.url}/fleet" if "fleet" in self._words else None
+        async with aiohttp.ClientSession(headers=dict(self._target.headers)) as session:
+            yield Observer(session, machine_sensors(), fleet_url, on_sample)
 
     def _run_record(self, plan: Plan) -> Run:
         options = self._options

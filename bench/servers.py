@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from asyncio.subprocess import DEVNULL, STDOUT, Process
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -85,17 +85,22 @@ def free_port() -> int:
 
 @contextlib.asynccontextmanager
 async def serving(
-    spec: ServerSpec, log: Path, *, ready_timeout_s: float = READY_TIMEOUT_S
+    spec: ServerSpec,
+    log: Path,
+    *,
+    ready_timeout_s: float = READY_TIMEOUT_S,
+    ask: Callable[[], Awaitable[str]] | None = None,
 ) -> AsyncIterator[Server]:
     """Start a server in a process group of its own, wait until it answers, and stop it in the end.
 
-    Its output goes to `log`. Raises ServerError if it does not answer in time.
+    Its output goes to `log`. `ask` says what is wrong with its answer, "" if nothing is; by default
+    a token is asked for. Raises ServerError if it does not answer in time.
     """
     began = time.perf_counter()
     process = await start(spec, log)
     server = Server(spec, process.pid, 0.0)
     try:
-        await wait_until_it_answers(spec, process, log, ready_timeout_s)
+        await wait_until_it_answers(spec, process, log, ready_timeout_s, ask or token_asker(spec))
         server.ready_s = time.perf_counter() - began
         yield server
     finally:
@@ -122,25 +127,37 @@ async def start(spec: ServerSpec, log: Path) -> Process:
 
 
 async def wait_until_it_answers(
-    spec: ServerSpec, process: Process, log: Path, timeout_s: float
+    spec: ServerSpec,
+    process: Process,
+    log: Path,
+    timeout_s: float,
+    ask: Callable[[], Awaitable[str]],
 ) -> None:
-    """Ask for a token until there is one; ServerError if the process ends or time is over."""
+    """Ask until the answer is right; ServerError if the process ends or time is over."""
     deadline = time.perf_counter() + timeout_s
+    wrong = ""
     while (left_s := deadline - time.perf_counter()) > 0:
         if process.returncode is not None:
             raise ServerError(f"{spec.name} ended with {process.returncode}:\n{tail(log)}")
-        load = prompt_load(
-            url=spec.url,
-            prompts=["Hello"],
-            concurrency=1,
-            max_tokens=1,
-            model=spec.model,
-            timeout_s=left_s,
-        )
-        if not (await run_load(load)).summary.errors:
-            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(left_s):
+                wrong = await ask()
+                if not wrong:
+                    return
         await asyncio.sleep(READY_POLL_S)
-    raise ServerError(f"{spec.name} gave no answer in {timeout_s:.0f} s:\n{tail(log)}")
+    raise ServerError(f"{spec.name} gave no answer in {timeout_s:.0f} s ({wrong}):\n{tail(log)}")
+
+
+def token_asker(spec: ServerSpec) -> Callable[[], Awaitable[str]]:
+    """Asks the server for a token."""
+
+    async def ask() -> str:
+        load = prompt_load(
+            url=spec.url, prompts=["Hello"], concurrency=1, max_tokens=1, model=spec.model
+        )
+        return ", ".join((await run_load(load)).summary.errors)
+
+    return ask
 
 
 async def stop(process: Process, grace_s: float = STOP_GRACE_S) -> bool:

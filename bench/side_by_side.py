@@ -15,7 +15,7 @@ from rich.console import Console
 from mlxfleet.bench.interrupts import cancel_on_signals
 from mlxfleet.bench.load import Load, LoadRun, run_load
 from mlxfleet.bench.machine import installed_versions, python_of
-from mlxfleet.bench.observer import observed
+from mlxfleet.bench.observer import watching_machine
 from mlxfleet.bench.peer_options import Options
 from mlxfleet.bench.processes import busy_cpu_s, process_tree, tree_cpu_s
 from mlxfleet.bench.progress import shown
@@ -120,7 +120,10 @@ class SideBySide:
         served, busy = tree_cpu_s(process_tree(server.pid)), busy_cpu_s()
         title = f"{server.spec.name}, {concurrency} streams at once"
         try:
-            async with observed(described.id, samples.append), shown(run, title, self._console):
+            async with (
+                watching_machine(samples.append, described.id),
+                shown(run, title, self._console),
+            ):
                 await run.run()
         finally:
             summary = run.summary()

@@ -21,6 +21,8 @@ class ExitCode(enum.IntEnum):
     PARENT_GONE = 71
     FORCED = 72
     REFUSED = 73
+    GATE_FAILED = 74
+    GATE_UNDECIDED = 75
 
 
 class MlxfleetError(Exception):

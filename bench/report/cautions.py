@@ -32,6 +32,7 @@ def cautions(loaded: Loaded) -> list[str]:
             if start.error
         ),
         *failures(loaded),
+        *remarks(loaded),
         *sensors(loaded),
         *busy(loaded),
         *counted(loaded),
@@ -72,6 +73,17 @@ def failures(loaded: Loaded) -> list[str]:
         + "."
         for side, kinds in counts.items()
         if kinds
+    ]
+
+
+def remarks(loaded: Loaded) -> list[str]:
+    """What comparisons say of turns that count."""
+    return [
+        f"{one.side}, round {one.number}: {remark}."
+        for found in loaded.comparisons
+        for one in found.rounds
+        for remark in one.remarks
+        if not one.thrown_out
     ]
 
 

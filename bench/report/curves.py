@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from mlxfleet.bench.compare.figure import Figure
 from mlxfleet.bench.report.axis import axis_for
+from mlxfleet.bench.report.figures import OUTPUT_RATE, REQUEST_RATE, name_of
 from mlxfleet.bench.report.frame import (
     Frame,
     Point,
@@ -17,7 +19,6 @@ from mlxfleet.bench.report.frame import (
 )
 from mlxfleet.bench.report.groups import Group, Load
 from mlxfleet.bench.report.markup import Markup
-from mlxfleet.bench.summary_figures import OUTPUT_RATE, REQUEST_RATE, Figure, figure_at
 
 WIDTH, HEIGHT = 540.0, 320.0
 LEFT, RIGHT, TOP, FOOT = 56.0, 528.0, 34.0, 46.0
@@ -34,8 +35,7 @@ def curves(group: Group) -> list[Markup]:
         for rate in rates
         for name, words in TIMES
         if any(
-            group.median(figure_at(f"{name.lower()}_ms.p50"), s, group.loads[0])
-            for s in group.sides
+            group.median(Figure(f"{name.lower()}_ms.p50"), s, group.loads[0]) for s in group.sides
         )
     ]
 
@@ -49,19 +49,19 @@ def in_streams(group: Group) -> bool:
 def caption(rate: Figure, words: str) -> str:
     """What is seen."""
     return (
-        f"{words[0].upper()}{words[1:]} against {rate.name}. Solid: p50, dashed: p99; each point"
-        " is a load, the median of its rounds. Lower and further right is better."
+        f"{words[0].upper()}{words[1:]} against {name_of(rate)}. Solid: p50, dashed: p99; each"
+        " point is a load, the median of its rounds. Lower and further right is better."
     )
 
 
 def draw(group: Group, rate: Figure, name: str) -> Markup:
     """One picture."""
-    p50, p99 = (figure_at(f"{name.lower()}_ms.{part}") for part in ("p50", "p99"))
+    p50, p99 = (Figure(f"{name.lower()}_ms.{part}") for part in ("p50", "p99"))
     lines = {(s, f): points_of(group, rate, f, s) for s in group.sides for f in (p50, p99)}
     every = [point for points in lines.values() for point, _ in points]
     legend_space = legend_height(group.sides, RIGHT - LEFT)
     frame = Frame(
-        x=axis_for([x for x, _ in every], rate.name, zero=True, log=False),
+        x=axis_for([x for x, _ in every], name_of(rate), zero=True, log=False),
         y=axis_for([y for _, y in every], f"{name}, ms", zero=True),
         left=LEFT,
         right=RIGHT,
@@ -76,12 +76,14 @@ def draw(group: Group, rate: Figure, name: str) -> Markup:
         if len(pixels) > 1:
             parts.append(curve(pixels, f"line {colour(number)}{dashed}"))
         for pixel, (point, load) in zip(pixels, points, strict=True):
-            words = f"{side}, {load.words}: {which.name} {point[1]:,.1f} ms, {point[0]:,.1f}"
-            parts.append(marker(pixel, number, f"{words} {rate.unit}", "hollow" if dashed else ""))
+            words = f"{side}, {load.words}: {name_of(which)} {point[1]:,.1f} ms at {point[0]:,.1f}"
+            parts.append(
+                marker(pixel, number, f"{words} {name_of(rate)}", "hollow" if dashed else "")
+            )
         if which is p50 and len(group.sides) == 1:
             parts += load_labels(pixels, [load for _, load in points])
     names = [(side, f"line {colour(number)}") for number, side in enumerate(group.sides)]
-    title = f"{name} against {rate.name}"
+    title = f"{name} against {name_of(rate)}"
     height = HEIGHT + legend_space
     return picture(
         title,
@@ -114,9 +116,9 @@ def points_of(group: Group, rate: Figure, time: Figure, side: str) -> list[tuple
 def describe(lines: dict[tuple[str, Figure], list[tuple[Point, Load]]], rate: Figure) -> str:
     """The picture in words."""
     return " ".join(
-        f"{side}, {which.name}: "
+        f"{side}, {name_of(which)}: "
         + "; ".join(
-            f"{y:,.1f} ms at {x:,.1f} {rate.unit} ({load.words})" for (x, y), load in points
+            f"{y:,.1f} ms at {x:,.1f} {name_of(rate)} ({load.words})" for (x, y), load in points
         )
         + "."
         for (side, which), points in lines.items()

@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 
+from mlxfleet.bench.compare.figure import Figure
 from mlxfleet.bench.records import Run, Summary
 from mlxfleet.bench.report.loaded import Loaded, LoadedRun
-from mlxfleet.bench.summary_figures import Figure
 
 # What may differ from load to load without the data being other data.
 AMOUNTS = {"requests", "seed"}

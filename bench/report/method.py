@@ -71,20 +71,18 @@ def compared(found: LoadedComparison) -> str:
     blocks = len({one.block for one in found.rounds})
     cooled = max((one.cooled_s for one in found.rounds), default=0.0)
     words = (
-        f"Sides were compared in {len(found.rounds)} rounds in {blocks} blocks, each block in"
-        " balanced random order, so that a machine that gets slower slows all sides alike; rounds"
-        " of a pair had the same requests."
+        f"Sides were compared in {len(found.rounds)} turns in {blocks} blocks. A block is two"
+        " rounds, the second in the reverse order of the first, which is random, so that a machine"
+        " that gets slower slows all sides alike. The requests of a round were the same for all"
+        " sides."
     )
     if cooled:
-        words += f" Before a round the machine cooled down, for up to {cooled:.0f} s."
+        words += f" Before a turn the machine cooled down, for up to {cooled:.0f} s."
     if out:
-        words += (
-            f" {out} rounds were thrown out and repeated, because memory pressure or the thermal"
-            " state rose in them; they are marked and do not count."
-        )
+        words += f" {out} turns were thrown out and repeated; they are marked and do not count."
     if found.verdicts:
         words += (
-            f" The interval ({found.verdicts[0].confidence:.0%}) is a bootstrap over the pairs. A"
+            f" The interval ({100 * found.verdicts[0].confidence:.4g}%) is of the blocks' ratios. A"
             " side is called faster or slower only if the interval does not hold 1."
         )
     return words

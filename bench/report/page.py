@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from mlxfleet.bench.compare.figure import Figure
 from mlxfleet.bench.records import Summary, Verdict
 from mlxfleet.bench.report.cautions import cautions
 from mlxfleet.bench.report.curves import curves
 from mlxfleet.bench.report.distributions import distributions
 from mlxfleet.bench.report.facts import Fact, facts
+from mlxfleet.bench.report.figures import name_of
 from mlxfleet.bench.report.forest import forests
 from mlxfleet.bench.report.groups import Group, groups_of, in_words
-from mlxfleet.bench.report.loaded import Loaded, LoadedComparison
+from mlxfleet.bench.report.loaded import Loaded
 from mlxfleet.bench.report.markup import Markup, join, tag
 from mlxfleet.bench.report.method import method
 from mlxfleet.bench.report.plain_table import html_table
@@ -25,7 +27,6 @@ from mlxfleet.bench.report.tables import (
     times_table,
 )
 from mlxfleet.bench.report.timeline import timeline
-from mlxfleet.bench.summary_figures import figure_at
 
 Draw = Callable[[Group], list[Markup]]
 
@@ -45,11 +46,7 @@ def page(loaded: Loaded, title: str) -> str:
         tag("h1", title),
         tag("p", overview(loaded), class_="under"),
         warnings(cautions(loaded)),
-        *(
-            verdict_card(found, verdict)
-            for found in loaded.comparisons
-            for verdict in found.verdicts
-        ),
+        *(verdict_card(verdict) for found in loaded.comparisons for verdict in found.verdicts),
         tiles(groups),
         *(group_section(group, len(groups) > 1) for group in groups),
         section(
@@ -103,25 +100,36 @@ def warnings(sentences: Sequence[str]) -> Markup | None:
     )
 
 
-def verdict_card(found: LoadedComparison, verdict: Verdict) -> Markup:
+VERDICTS = {
+    "faster": "is faster than",
+    "slower": "is slower than",
+}
+
+
+def verdict_card(verdict: Verdict) -> Markup:
     """What a comparison found."""
-    name = figure_at(found.comparison.figure).name
-    words = {
-        "faster": f"{verdict.side} is faster than {verdict.against}",
-        "slower": f"{verdict.side} is slower than {verdict.against}",
-    }.get(verdict.verdict, f"No difference shown between {verdict.side} and {verdict.against}")
+    name, sure = name_of(Figure(verdict.figure)), percent(verdict.confidence)
+    if (words := VERDICTS.get(verdict.verdict)) is not None:
+        claim = f"{verdict.side} {words} {verdict.against}"
+    else:
+        claim = f"No difference shown between {verdict.side} and {verdict.against}"
     return tag(
         "div",
-        tag("p", words, class_="word"),
+        tag("p", claim, class_="word"),
         tag(
             "p",
-            f"Ratio of {name}: {verdict.ratio:.3f}, {verdict.confidence:.0%} interval"
-            f" {verdict.low:.3f} to {verdict.high:.3f}, from {verdict.rounds} pairs of rounds; more"
-            f" than 1 is better. A difference of {verdict.smallest_visible:.1%} or more would have"
-            " shown.",
+            f"Ratio of {name}: {verdict.ratio:.3f}, {sure} interval {verdict.low:.3f} to"
+            f" {verdict.high:.3f}, from {verdict.rounds} rounds of each; more than 1 is better."
+            f" A difference of {verdict.smallest_visible:.1%} would have shown in 80 of 100"
+            " comparisons like this.",
         ),
         class_="verdict",
     )
+
+
+def percent(share: float) -> str:
+    """With as many digits as it needs: 95%, 99.5%."""
+    return f"{100 * share:.4g}%"
 
 
 def tiles(groups: Sequence[Group]) -> Markup | None:
@@ -140,7 +148,7 @@ def tiles(groups: Sequence[Group]) -> Markup | None:
 def single_figures(summary: Summary) -> list[tuple[str, str]]:
     """Names and values."""
     times = [
-        (f"{name} {part}, ms", number(figure_at(f"{name.lower()}_ms.{part}").of(summary)))
+        (f"{name} {part}, ms", number(Figure(f"{name.lower()}_ms.{part}").of(summary)))
         for name in ("TTFT", "TPOT")
         for part in ("p50", "p99")
     ]

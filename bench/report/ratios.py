@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mlxfleet.bench.compare.figure import Figure
+from mlxfleet.bench.report.figures import OUTPUT_RATE
 from mlxfleet.bench.report.groups import Group, Load
-from mlxfleet.bench.summary_figures import OUTPUT_RATE, Figure, figure_at
 
 COMPARED = [
     OUTPUT_RATE,
-    *(figure_at(path) for path in ("ttft_ms.p50", "ttft_ms.p99", "itl_ms.p50", "itl_ms.p99")),
+    *(Figure(path) for path in ("ttft_ms.p50", "ttft_ms.p99", "itl_ms.p50", "itl_ms.p99")),
 ]
 
 

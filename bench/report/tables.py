@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
+from mlxfleet.bench.compare.figure import Figure
 from mlxfleet.bench.records import Distribution, Summary
+from mlxfleet.bench.report.figures import OUTPUT_RATE, name_of
 from mlxfleet.bench.report.groups import Group, Load, load_of, side_of
 from mlxfleet.bench.report.loaded import Loaded, LoadedComparison, LoadedRun
 from mlxfleet.bench.report.plain_table import PlainTable
 from mlxfleet.bench.report.ratios import ratios
-from mlxfleet.bench.summary_figures import OUTPUT_RATE, Figure, figure_at
 
 DISTRIBUTIONS = ("TTFT", "TPOT", "ITL", "E2E")
 PARTS = ("mean", "p50", "p90", "p95", "p99", "max")
 SIDE_FIGURES = [
     OUTPUT_RATE,
-    *(
-        figure_at(f"{name}_ms.{part}")
-        for name in ("ttft", "tpot", "itl")
-        for part in ("p50", "p99")
-    ),
+    *(Figure(f"{name}_ms.{part}") for name in ("ttft", "tpot", "itl") for part in ("p50", "p99")),
 ]
 MB = 1e6
 
@@ -95,7 +92,7 @@ def sides_table(group: Group) -> PlainTable:
     headings = [
         "load",
         *(["side"] if several else []),
-        *(figure.name for figure in SIDE_FIGURES),
+        *(name_of(figure) for figure in SIDE_FIGURES),
         *(["rounds", "range of tokens/s"] if repeated else []),
         *([f"tokens/s by {group.sides[0]}'s"] if several else []),
     ]
@@ -138,7 +135,7 @@ def ratios_table(group: Group, ours: str) -> PlainTable:
     rows = [
         [
             ratio.load.words,
-            ratio.figure.name,
+            name_of(ratio.figure),
             f"{ratio.value:.2f}",
             "higher" if ratio.figure.higher_is_better else "lower",
             ratio.best_side,
@@ -185,9 +182,9 @@ def rounds_table(found: LoadedComparison) -> PlainTable:
         ]
         for one in found.rounds
     ]
-    figure = figure_at(found.comparison.figure).name
-    headings = ["side", "pair", "block", figure, "cooled before, s", "thrown out"]
-    caption = "Every round, in the order in which they were run"
+    figure = name_of(Figure(found.comparison.figure))
+    headings = ["side", "round", "block", figure, "cooled before, s", "thrown out"]
+    caption = "Every turn, in the order in which they were"
     return PlainTable(caption, headings, rows).without_empty()
 
 

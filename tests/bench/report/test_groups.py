@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from mlxfleet.bench.compare.figure import Figure
 from mlxfleet.bench.report.distributions import cumulative
+from mlxfleet.bench.report.figures import OUTPUT_RATE, name_of
 from mlxfleet.bench.report.groups import groups_of, load_of
 from mlxfleet.bench.report.loaded import load_files
 from mlxfleet.bench.report.ratios import ratios
-from mlxfleet.bench.summary_figures import FIGURES, OUTPUT_RATE, figure_at
 from tests.bench.report.sample_records import comparison, sweep, write
 
 
@@ -51,9 +52,10 @@ def test_a_load_is_told_in_words() -> None:
     assert load_of({"kind": "replay", "trace_speed": 2}).words == "trace, 2 times as fast"
 
 
-def test_a_figure_is_known_by_its_path() -> None:
-    assert all(figure_at(figure.path) is figure for figure in FIGURES)
-    assert figure_at("itl_ms.p95").name == "itl_ms.p95"
+def test_figures_are_called_by_their_names() -> None:
+    assert name_of(OUTPUT_RATE) == "output tokens/s"
+    assert name_of(Figure("ttft_ms.p50")) == "TTFT p50"
+    assert name_of(Figure("within_slos")) == "share within SLOs"
 
 
 def test_cumulative_shares_end_at_all() -> None:
