@@ -17,7 +17,7 @@ from mlxfleet.bench.serve_options import ArrivalOptions
 from mlxfleet.bench.servers import READY_TIMEOUT_S
 from mlxfleet.common.errors import ConfigError
 
-DEFAULT_BLOCKS = 10
+DEFAULT_BLOCKS = 12
 DEFAULT_CONFIDENCE = 0.99
 MOST_BLOCKS = 500
 
