@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from mlxfleet.bench.report.axis import axis_for
 from mlxfleet.bench.report.block_ratios import Row, rows_of
@@ -50,7 +51,7 @@ def draw(found: LoadedComparison, side: str, rows: Sequence[Row]) -> Markup:
             ends += [row.verdict.low, row.verdict.high]
     bottom = TOP + ROW * len(rows)
     frame = Frame(
-        x=axis_for([*ends, 1.0], "ratio, more is better", log=False),
+        x=replace(axis_for([*ends, 1.0], "ratio, more is better", log=False), count=8),
         y=axis_for([0.0, 1.0], "", log=False),
         left=LEFT,
         right=RIGHT,

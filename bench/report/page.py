@@ -165,7 +165,7 @@ def single_figures(summary: Summary) -> list[tuple[str, str]]:
 def group_section(group: Group, named: bool) -> Markup:
     """Pictures and table of runs that belong together."""
     words = in_words(group.data.items())
-    title = group.model if named and group.model else "Latency and throughput"
+    title = f"{group.model}: {', '.join(group.sides)}" if named else "Latency and throughput"
     large, small = curves(group), distributions(group)
     return tag(
         "section",

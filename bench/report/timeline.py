@@ -117,8 +117,12 @@ class Span:
     end_s: float
 
     def speed(self, bin_s: float) -> list[Point]:
-        """Output tokens/s, at the start of each bin."""
-        counts = [0.0] * (int((self.end_s - self.start_s) / bin_s) + 1)
+        """Output tokens/s at the start of each bin, and at the end of the last one. A run that is
+        shorter than a bin is a bin of its own; what is left at the end of a longer one is not
+        shown, where it would look like a fall."""
+        length_s = self.end_s - self.start_s
+        bin_s = min(bin_s, length_s) or bin_s
+        counts = [0.0] * max(1, int(length_s / bin_s))
         for request in successes(self.one.requests):
             chunks = len(request.token_times_s)
             each = (request.output_tokens or chunks) / chunks if chunks else 0.0
@@ -126,9 +130,8 @@ class Span:
                 place = int((request.sent_s + time_s) / bin_s)
                 if 0 <= place < len(counts):
                     counts[place] += each
-        # The last bin is cut by the run's end, and would look like a fall.
-        full = counts[:-1] or counts
-        return [(self.start_s + i * bin_s, count / bin_s) for i, count in enumerate(full)]
+        points = [(self.start_s + i * bin_s, count / bin_s) for i, count in enumerate(counts)]
+        return [*points, (points[-1][0] + bin_s, points[-1][1])]
 
 
 def timeline(runs: Sequence[LoadedRun], thrown_out: dict[str, str]) -> list[Markup]:
@@ -194,9 +197,7 @@ def draw(
     parts.append(frame.grid(x_labels=not tracks))
     for span, points in zip(spans, speeds, strict=True):
         series = sides.index(side_of(span.one.run))
-        # The last bin is as long as the others.
-        ends = [*points, (points[-1][0] + bin_s, points[-1][1])]
-        pixels = steps([frame.at(*point) for point in ends])
+        pixels = steps([frame.at(*point) for point in points])
         parts.append(area(pixels, frame.bottom, f"fill {colour(series)}"))
         parts.append(curve(pixels, f"line thin {colour(series)}"))
     for place, (panel, found) in enumerate(tracks):
