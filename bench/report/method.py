@@ -73,9 +73,13 @@ def compared(found: LoadedComparison) -> str:
     words = (
         f"Sides were compared in {len(found.rounds)} turns in {blocks} blocks. A block is two"
         " rounds, the second in the reverse order of the first, which is random, so that a machine"
-        " that gets slower slows all sides alike. The requests of a round were the same for all"
-        " sides."
+        " that gets slower slows all sides alike."
     )
+    sides = found.comparison.sides
+    if len(set(sides.values())) == len(sides):
+        words += " The requests of a round were the same for all sides."
+    else:
+        words += " Sides that are one server got other prompts, because of its prefix cache."
     if cooled:
         words += f" Before a turn the machine cooled down, for up to {cooled:.0f} s."
     if out:
