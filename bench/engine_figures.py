@@ -15,6 +15,8 @@ from pathlib import Path
 
 import cyclopts
 
+CLI = ["mlxfleet.common.cli", "bench"]
+
 
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +41,9 @@ class Options:
 
 def parts(options: Options) -> dict[str, list[str]]:
     """The commands, by the name of their file."""
-    peers = ["mlxfleet.bench.peers", "--peers-script", str(options.peers_script)]
+    peers = [*CLI, "peers", "--peers-script", str(options.peers_script)]
     stall = ["mlxfleet.bench.stall", "--peers-script", str(options.peers_script)]
-    bare = ["mlxfleet.bench.bare_loop"]
+    offline = [*CLI, "offline"]
     tiny, model = ["--model", str(options.tiny)], ["--model", str(options.model)]
     rounds = ["--rounds", str(options.rounds)]
     short = ["--concurrency", "8", "--max-tokens", "32"]
@@ -50,9 +52,9 @@ def parts(options: Options) -> dict[str, list[str]]:
     long = ["--prompt-words", "500", "--stream-tokens", "160", "--after-s", "1.5"]
     return {
         "tiny": [*peers, *tiny, *rounds],
-        "tiny-limit": [*bare, *tiny],
+        "tiny-borders": [*offline, *tiny],
         "model": [*peers, *model, *rounds, *short],
-        "model-limit": [*bare, *model, *short],
+        "model-borders": [*offline, *model, *short],
         "sampled": [*peers, *tiny, *rounds, *sampled, "--concurrency", "32"],
         "stall": [*stall, *tiny, *rounds],
         "model-stall": [*stall, *model, *rounds, *long, "--budgets", "50"],

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import importlib
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Protocol
 
 import aiohttp
@@ -99,3 +101,24 @@ class Observer:
                 return msgspec.json.decode(await response.read(), type=Fleet).nodes
         except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError):
             return []
+
+
+@asynccontextmanager
+async def watching(observer: Observer, run: str) -> AsyncIterator[None]:
+    """Watch while the block runs, which is a run."""
+    task = asyncio.create_task(observer.watch(run))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+@asynccontextmanager
+async def watching_machine(on_sample: Callable[[Sample], None], run: str) -> AsyncIterator[None]:
+    """Watch this machine alone while the block runs, which is a run."""
+    async with aiohttp.ClientSession() as session:
+        observer = Observer(session, machine_sensors(), None, on_sample)
+        async with watching(observer, run):
+            yield

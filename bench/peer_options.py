@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter, Token
 
+from mlxfleet.bench.out_file import check_out
 from mlxfleet.common.errors import ConfigError
 
 
@@ -66,10 +67,10 @@ class Options:
     """A flag for `mlxfleet launch`; may be repeated."""
 
     out: Path | None = None
-    """JSON file to write."""
+    """File to write: JSON lines, as docs/benchmarking.md describes them."""
 
-    detail: bool = False
-    """Write every request with its times as well."""
+    overwrite: Annotated[bool, Parameter(negative=())] = False
+    """Write the file anew if it is there."""
 
     logs: Path | None = None
     """Folder for the servers' output; a new temporary one if not given."""
@@ -80,8 +81,7 @@ class Options:
             raise ConfigError(f"--model: there is no config.json in {self.model}")
         if not self.peers_script.is_file():
             raise ConfigError(f"--peers-script: there is no file {self.peers_script}")
-        if self.out is not None and not self.out.parent.is_dir():
-            raise ConfigError(f"--out: there is no folder {self.out.parent}")
+        check_out(self.out, overwrite=self.overwrite)
         counts = [*self.concurrency, self.requests_per_stream, self.prompt_words]
         if not self.concurrency or min([*counts, self.max_tokens, self.rounds]) < 1:
             raise ConfigError("concurrency, requests, words, tokens and rounds must be at least 1")

@@ -1,8 +1,10 @@
 """What measurements leave behind: JSON lines, one record each, of one schema.
 
 A file begins with a `run` record. `request` and `sample` records follow in the order in which they
-happened, and a `summary` when the run is over. A comparison is a file of its own: a `comparison`
-record, every round's run with its records, a `round` record for each pair, and a `verdict`.
+happened, and a `summary` when the run is over. Where this tool has started the server, `use`
+follows each run, and `start` all runs of one life of the server. A comparison is a file of its own:
+a `comparison` record, every round's run with its records, a `round` record for each pair, and a
+`verdict`.
 Times are in seconds since the run's start unless a name says otherwise.
 """
 
@@ -16,6 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from mlxfleet.bench.machine import Machine
+from mlxfleet.bench.processes import ProcessUse
 from mlxfleet.common.messages import Telemetry
 
 SCHEMA = 1
@@ -83,6 +86,32 @@ class Request(Struct, tag="request", kw_only=True):
     """`usage`, `tokenizer` or `chunks`."""
     finish_reason: str | None = None
     error: Failure | None = None
+
+
+class Start(Struct, tag="start", kw_only=True):
+    """One life of a server that this tool has started."""
+
+    side: str
+    round: int
+    command: list[str]
+    ready_s: float | None = None
+    """From the start of the process to the end of its first answer."""
+    versions: dict[str, str] = {}
+    exit_status: int | None = None
+    was_killed: bool = False
+    error: str | None = None
+    """Why it did not serve."""
+
+
+class Use(Struct, tag="use", kw_only=True):
+    """What a run took: the server's processes right after it, and who else took the cores."""
+
+    run: str
+    processes: list[ProcessUse]
+    served_cpu_s: float
+    """CPU time of the server and the client during the run."""
+    other_cpu_share: float
+    """CPU time of all other processes of the machine, as a share of all that the cores gave."""
 
 
 class Sample(Struct, tag="sample", kw_only=True):
@@ -207,7 +236,7 @@ class Verdict(Struct, tag="verdict", kw_only=True):
     """The ratio in each block, of which `ratio` is the geometric mean."""
 
 
-Record = Run | Request | Sample | Summary | Comparison | Round | Verdict
+Record = Run | Start | Use | Request | Sample | Summary | Comparison | Round | Verdict
 
 
 def read_records(path: Path) -> Iterator[Record]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import signal
 import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -22,9 +19,10 @@ from mlxfleet.bench.arrivals import ClosedLoop
 from mlxfleet.bench.client import Target, open_session
 from mlxfleet.bench.conversations import Conversation
 from mlxfleet.bench.git_state import git_state
+from mlxfleet.bench.interrupts import cancel_on_signals
 from mlxfleet.bench.load import Load, LoadRun, run_load
 from mlxfleet.bench.machine import describe_machine, own_versions
-from mlxfleet.bench.observer import Observer, machine_sensors
+from mlxfleet.bench.observer import Observer, machine_sensors, watching
 from mlxfleet.bench.plans import DEFAULT_CONCURRENCY, Plan, Source, plans, warm_up
 from mlxfleet.bench.progress import shown
 from mlxfleet.bench.prompt_tokens import WordBook, open_word_book
@@ -157,14 +155,8 @@ class Bench:
             self._recorder.flush()
             on_sample(sample)
 
-        async with self.observer(record) as observer:
-            watching = asyncio.create_task(observer.watch(run))
-            try:
-                yield
-            finally:
-                watching.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await watching
+        async with self.observer(record) as observer, watching(observer, run):
+            yield
 
     @asynccontextmanager
     async def observer(self, on_sample: Callable[[Sample], None]) -> AsyncIterator[Observer]:
@@ -249,10 +241,7 @@ def length_warnings(requests: Sequence[Request]) -> list[str]:
 async def serve(options: Options, console: Console) -> list[Summary]:
     """All runs. Ctrl-C or SIGTERM ends the run under way, whose summary is written; raises
     CancelledError then."""
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    if task is not None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, task.cancel)
+    cancel_on_signals()
     with Recorder(options.report.out) as recorder:
         bench = Bench(options, recorder, console)
         await bench.startup()

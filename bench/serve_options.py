@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from mlxfleet.bench.figures import SLO_FIGURES
 from mlxfleet.bench.lengths import parse_lengths
+from mlxfleet.bench.out_file import check_out
 from mlxfleet.bench.peer_options import Commas
 from mlxfleet.common.errors import ConfigError
 
@@ -230,15 +231,5 @@ class Options:
         self.target.headers()
         self.target.body()
         self.report.slos_ms()
-        self._check_out()
+        check_out(self.report.out, overwrite=self.report.overwrite)
         return self
-
-    def _check_out(self) -> None:
-        """ConfigError if the file cannot be written, or is there and shall stay."""
-        out = self.report.out
-        if out is None:
-            return
-        if not out.parent.is_dir():
-            raise ConfigError(f"--out: there is no folder {out.parent}")
-        if out.exists() and not self.report.overwrite:
-            raise ConfigError(f"--out: {out} is there already; add --overwrite, or choose another")

@@ -16,6 +16,10 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ["bench", "common", "detokenizer_proc", "router", "tokenizer_proc", "workers"]
 WITHOUT_MLX = [
     "mlxfleet.common.cli",
+    "mlxfleet.bench.benchmarks",
+    "mlxfleet.bench.offline.command",
+    "mlxfleet.bench.peers_command",
+    "mlxfleet.bench.report_command",
     "mlxfleet.common.launch",
     "mlxfleet.common.telemetry.main",
     "mlxfleet.router.main",
