@@ -16,6 +16,7 @@ from mlxfleet.common.node_identity import node_info
 from mlxfleet.common.preflight import free_port, read_keys, refuse_open_port
 from mlxfleet.common.process import configure_logging
 from mlxfleet.common.runtime import runtime_folder
+from mlxfleet.common.say import say
 from mlxfleet.common.supervising import supervise
 
 READY_POLL_S = 0.02
@@ -43,11 +44,10 @@ async def announce(router: RouterOptions) -> None:
     url = url_of(router)
     while not await asyncio.to_thread(is_ready, url):  # noqa: ASYNC110 - HTTP has no event
         await asyncio.sleep(READY_POLL_S)
-    print(f"ready {url}", flush=True)
-    print(
+    say(
+        f"ready {url}",
         f"try: curl {url}/v1/chat/completions -H 'Content-Type: application/json'"
         ' -d \'{"messages": [{"role": "user", "content": "What is the capital of France?"}]}\'',
-        flush=True,
     )
 
 

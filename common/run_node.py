@@ -23,6 +23,7 @@ from mlxfleet.common.model_files import resolve_model
 from mlxfleet.common.node_identity import node_info, node_name
 from mlxfleet.common.process import configure_logging
 from mlxfleet.common.runtime import runtime_folder
+from mlxfleet.common.say import say
 from mlxfleet.common.sim_specs import check_sim, sim_orders
 from mlxfleet.common.supervising import supervise
 from mlxfleet.common.supervisor import ProcessSpec
@@ -108,7 +109,7 @@ def run_node(command: NodeCommand) -> None:
         return telemetry + node_specs(node, runtime)
 
     async def announce() -> None:
-        print(f"ready node {name}", flush=True)
+        say(f"ready node {name}")
 
     with runtime_folder() as runtime:
         asyncio.run(supervise(specs(runtime), announce))

@@ -27,6 +27,7 @@ from mlxfleet.common.model_files import resolve_model
 from mlxfleet.common.preflight import free_port, read_keys, refuse_open_port
 from mlxfleet.common.process import configure_logging
 from mlxfleet.common.runtime import runtime_folder
+from mlxfleet.common.say import say
 from mlxfleet.common.supervising import supervise
 from mlxfleet.common.tokenizer_files import tokenizer_hash
 from mlxfleet.common.tracing import check_tracing
@@ -77,8 +78,7 @@ def run_router(command: RouterCommand) -> None:
 
     async def announce() -> None:
         shown = socket.gethostname() if advertised == ANY_HOST else advertised
-        print(f"nodes join with --router {tcp_address(shown, ports[0])}", flush=True)
-        print(f"ready {url_of(router)}", flush=True)
+        say(f"nodes join with --router {tcp_address(shown, ports[0])}", f"ready {url_of(router)}")
 
     with runtime_folder() as runtime:
         asyncio.run(supervise(front_specs(front, runtime), announce))

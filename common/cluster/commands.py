@@ -30,6 +30,7 @@ from mlxfleet.common.cluster.plan import make_plan
 from mlxfleet.common.cluster.rollout import Rollout
 from mlxfleet.common.cluster.router_client import RouterClient, find_key
 from mlxfleet.common.errors import ConfigError, NetworkError
+from mlxfleet.common.say import say
 
 DEFAULT_FILE = Path("cluster.toml")
 WATCH_S = 1.0
@@ -51,7 +52,7 @@ def up(*, cluster: ClusterOption = DEFAULT_FILE) -> None:
     """Start a cluster, or change a running one to what its file says, node by node."""
     loaded = load_cluster(cluster)
     asyncio.run(bring_up(loaded))
-    print(f"ready {loaded.url}", flush=True)
+    say(f"ready {loaded.url}")
 
 
 async def bring_up(cluster: Cluster) -> None:

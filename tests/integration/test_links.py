@@ -38,8 +38,8 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def front(tiny_model: Path, keys: Path) -> Iterator[Front]:
-    # By default two streams of one prompt would share a node.
-    spread = ["--routing", "least_loaded"]
+    # By default two streams of one prompt would share a node, or avoid one that the other slows.
+    spread = ["--routing", "least_loaded", "--no-node-weights"]
     with Front("--model", str(tiny_model), "--keys", str(keys), *spread) as front:
         yield front
 
