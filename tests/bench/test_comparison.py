@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from mlxfleet.bench.comparison import Measurement, medians, ratios
-from mlxfleet.bench.prompts import random_prompts
 from mlxfleet.bench.figures import summarize
+from mlxfleet.bench.prompts import random_prompts
 from mlxfleet.bench.records import ClientCost, Request
 
 
