@@ -134,7 +134,7 @@ async def run_theirs(options: Options, url: str, seed: int, out: Path) -> Figure
     command += ["--profile", f"kind=concurrent,streams={options.concurrency}"]
     command += ["--constraint", f"kind=max_requests,count={options.requests}"]
     command += ["--tokenizer", f"kind=huggingface_auto,model={options.model}"]
-    command += ["--data", f"kind=synthetic_text,{lengths}", "--seed", f"kind=static,seed={seed}"]
+    command += ["--data", f"kind=synthetic_text,{lengths}", "--seed", f"kind=static,value={seed}"]
     await run_tool([*command, "--output", f"kind=json,path={out}"])
     found = read_report(out)
     return {

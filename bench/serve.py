@@ -93,7 +93,9 @@ class Bench:
     async def _one_run(self, plan: Plan) -> None:
         """Cancelled, it still leaves a summary of what has ended."""
         options = self._options.arrival
-        conversations = self._source.conversations(plan, options.requests)
+        wanted = self._source.wanted(plan, options.requests)
+        self._console.print(f"making {wanted:,} prompts", highlight=False)
+        conversations = await self._source.conversations(plan, options.requests)
         described = self._run_record(plan)
         title = title_of(described)
         load = Load(
@@ -192,7 +194,7 @@ def title_of(run: Run) -> str:
         case "closed_loop":
             return f"{run.arrival['concurrency']} streams at once"
         case "open_loop":
-            return f"{run.arrival['request_rate']:g} requests/s"
+            return f"{run.arrival['request_rate']} requests/s"
         case _:
             return f"trace, {run.arrival['trace_speed']:g} times as fast"
 
