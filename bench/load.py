@@ -52,6 +52,8 @@ class LoadRun:
     """
 
     def __init__(self, load: Load, on_record: Callable[[Request], None] | None = None) -> None:
+        """ConfigError if the system does not allow so many connections."""
+        allow_connections(most_at_once(load) + SPARE_FILES)
         self._load = load
         self._on_record = on_record
         self._meter = CostMeter()
@@ -70,7 +72,6 @@ class LoadRun:
     async def run(self) -> None:
         """Run it to its end."""
         load = self._load
-        allow_connections(most_at_once(load) + SPARE_FILES)
         turns = (len(conversation.turns) for conversation in load.conversations)
         numbered = zip(accumulate(turns, initial=0), load.conversations, strict=False)
         async with (

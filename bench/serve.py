@@ -44,6 +44,7 @@ class Bench:
         self._options = options
         self._recorder = recorder
         self._console = console
+        self._sensors = machine_sensors() if options.report.telemetry else None
         self.summaries: list[Summary] = []
 
     async def startup(self) -> None:
@@ -144,7 +145,7 @@ class Bench:
 
         fleet_url = f"{self._target.url}/fleet" if "fleet" in self._words else None
         async with aiohttp.ClientSession(headers=dict(self._target.headers)) as session:
-            observer = Observer(session, machine_sensors(), fleet_url, on_sample)
+            observer = Observer(session, self._sensors, fleet_url, on_sample)
             watching = asyncio.create_task(observer.watch(run))
             try:
                 yield
