@@ -5,7 +5,7 @@ PORT ?= 8000
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test test-wheel check format options metrics lock openblas clean
+.PHONY: serve test test-wheel check format options metrics dashboards lock openblas clean
 
 serve: $(VENV)/.ready-serve
 	@exec $(BIN)/mlxfleet launch --port $(PORT) $(ARGS)
@@ -35,6 +35,10 @@ options: $(VENV)/.ready-serve
 # Writes docs/metrics.md.
 metrics: $(VENV)/.ready-serve
 	$(BIN)/python -m mlxfleet.common.metrics_docs docs/metrics.md
+
+# Writes deploy/grafana/*.json.
+dashboards: $(VENV)/.ready-dev
+	$(BIN)/python -m mlxfleet.common.dashboards deploy/grafana
 
 # Runs where the tested versions are to change; needs uv.
 lock:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 import aiohttp
 import msgspec
@@ -14,24 +12,10 @@ from msgspec import Struct
 
 from mlxfleet.bench.records import Sample
 from mlxfleet.common.messages import Telemetry
+from mlxfleet.common.telemetry.source import Source
 
 PERIOD_S = 1.0
 POLL_TIMEOUT = aiohttp.ClientTimeout(total=PERIOD_S)
-
-
-class MachineSample(Protocol):
-    """What a source gives."""
-
-    @property
-    def machine(self) -> Telemetry:
-        """What all of the machine's nodes share."""
-
-
-class Source(Protocol):
-    """The machine's sensors."""
-
-    def sample(self) -> MachineSample:
-        """The latest, without waiting."""
 
 
 class Node(Struct):
@@ -45,16 +29,6 @@ class Fleet(Struct):
     """What is read of /fleet."""
 
     nodes: list[Node] = []
-
-
-def machine_sensors() -> Source | None:
-    """This machine's; None in an installation without the reader."""
-    try:
-        module = importlib.import_module("mlxfleet.common.telemetry.source")
-    except ModuleNotFoundError:
-        return None
-    source: Source = module.open_source("auto")
-    return source
 
 
 class Observer:

@@ -24,7 +24,7 @@ from mlxfleet.bench.conversations import Conversation
 from mlxfleet.bench.git_state import git_state
 from mlxfleet.bench.load import Load, LoadRun, run_load
 from mlxfleet.bench.machine import describe_machine, own_versions
-from mlxfleet.bench.observer import Observer, machine_sensors
+from mlxfleet.bench.observer import Observer
 from mlxfleet.bench.plans import DEFAULT_CONCURRENCY, Plan, Source, plans, warm_up
 from mlxfleet.bench.progress import shown
 from mlxfleet.bench.prompt_tokens import WordBook, open_word_book
@@ -33,6 +33,7 @@ from mlxfleet.bench.records import Request, Run, Sample, Summary
 from mlxfleet.bench.serve_options import Options
 from mlxfleet.bench.server_words import IGNORE_EOS, model_of, probe, said
 from mlxfleet.bench.summary_tables import figures_table, times_table, warnings
+from mlxfleet.common.telemetry.source import AUTO, open_source
 
 PACKAGES = ("mlxfleet", "aiohttp", "uvloop", "msgspec", "tokenizers")
 
@@ -44,7 +45,7 @@ class Bench:
         self._options = options
         self._recorder = recorder
         self._console = console
-        self._sensors = machine_sensors() if options.report.telemetry else None
+        self._sensors = open_source(AUTO) if options.report.telemetry else None
         self.summaries: list[Summary] = []
 
     async def startup(self) -> None:

@@ -13,7 +13,9 @@ import errno
 import logging
 import math
 import os
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -21,6 +23,7 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from mlxfleet.common.curve import Security
+from mlxfleet.common.tap import recorder
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +38,9 @@ TCP_SILENCE_MS = 2_000
 # Where packets are dropped, the system itself would try a connection for minutes.
 TCP_CONNECT_MS = 2_000
 TCP_HANDSHAKE_MS = 5_000
+
+# What is subscribed to begins with this.
+EVERYTHING = b""
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -64,7 +70,8 @@ class Channel(Generic[In, Out]):
         self.socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
         self.socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
         self.socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
-        if (address := bind or connect or "").startswith("tcp://"):
+        address = bind or connect or ""
+        if address.startswith("tcp://"):
             self._set_tcp_options(address)
         # Messages for a peer that is not connected are not kept for it.
         self.socket.setsockopt(zmq.IMMEDIATE, immediate)
@@ -74,6 +81,8 @@ class Channel(Generic[In, Out]):
             self.socket.setsockopt(zmq.IDENTITY, identity.encode())
         if kind == zmq.ROUTER:
             self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        if kind == zmq.SUB:
+            self.socket.setsockopt(zmq.SUBSCRIBE, EVERYTHING)
         self._parts = 2 if kind == zmq.ROUTER else 1
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(receives)
@@ -81,6 +90,8 @@ class Channel(Generic[In, Out]):
         self._on_message: Callable[[bytes, In], None] | None = None
         self._turn_scheduled = False
         self._monitor: zmq.Socket[bytes] | None = None
+        self._link = link_name(address)
+        self._record = recorder.installed().add
         self.dropped_frames = 0
         self.unsent = 0
         if bind is not None:
@@ -118,16 +129,19 @@ class Channel(Generic[In, Out]):
     def send(self, message: Out, to: bytes | None = None) -> bool:
         """Send without blocking. False if the peer is gone or its buffer is full."""
         frame = self._encoder.encode(message)
+        now = time.time()
         try:
             self.socket.send_multipart([frame] if to is None else [to, frame], zmq.NOBLOCK)
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EAGAIN, errno.EHOSTUNREACH):
                 raise
             self.unsent += 1
+            self._record(now, "unsent", self._link, to or b"", frame)
             return False
         finally:
             # A send may swallow the edge that announces readable messages.
             self._schedule_turn()
+        self._record(now, "sent", self._link, to or b"", frame)
         return True
 
     def receive(self, limit: int = MESSAGES_PER_TURN) -> Iterator[tuple[bytes, In]]:
@@ -166,17 +180,21 @@ class Channel(Generic[In, Out]):
 
     def _decode(self, parts: list[bytes]) -> In | None:
         if len(parts) != self._parts or len(parts[-1]) > MAX_FRAME_BYTES:
-            self._drop(f"{len(parts)} parts, {len(parts[-1])} bytes")
+            self._drop(f"{len(parts)} parts, {len(parts[-1])} bytes", parts)
             return None
         try:
             message: In = self._decoder.decode(parts[-1])
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-            self._drop(str(error))
+            self._drop(str(error), parts)
             return None
+        sender = parts[0] if self._parts == 2 else b""
+        self._record(time.time(), "received", self._link, sender, parts[-1])
         return message
 
-    def _drop(self, why: str) -> None:
+    def _drop(self, why: str, parts: list[bytes]) -> None:
         self.dropped_frames += 1
+        sender = parts[0] if self._parts == 2 else b""
+        self._record(time.time(), "malformed", self._link, sender, parts[-1])
         log.warning("dropped a malformed frame: %s", why)
 
     def _schedule_turn(self) -> None:
@@ -193,6 +211,12 @@ class Channel(Generic[In, Out]):
         # The descriptor only announces changes, so what is left must not wait for the next one.
         if not self.socket.closed and int(self.socket.get(zmq.EVENTS)) & zmq.POLLIN:
             self._schedule_turn()
+
+
+def link_name(address: str) -> str:
+    """What a link is called in records: its socket's name, or host and port."""
+    scheme, _, place = address.partition("://")
+    return Path(place).stem if scheme == "ipc" else place
 
 
 def remove_stale_socket(address: str) -> None:
@@ -214,3 +238,13 @@ def client(
 ) -> Channel[Any, Any]:
     """A channel to one server, under an identity that is new in every incarnation."""
     return Channel(context, zmq.DEALER, receives, connect=connect, identity=name, security=security)
+
+
+def publisher(context: zmq.Context[Any], bind: str) -> Channel[Any, Any]:
+    """A channel that tells everybody who listens, and nobody if there is none."""
+    return Channel(context, zmq.PUB, None, bind=bind)
+
+
+def subscriber(context: zmq.Context[Any], receives: Any, connect: str) -> Channel[Any, Any]:
+    """A channel that listens to a publisher, whenever there is one."""
+    return Channel(context, zmq.SUB, receives, connect=connect)

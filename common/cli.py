@@ -191,6 +191,8 @@ for name in ("up", "status", "down", "logs", "drain", "undrain"):
     app.command(f"mlxfleet.common.cluster.commands:{name}", name=name)
 app.command("mlxfleet.bench.cli:app", name="bench")
 
+app.command("mlxfleet.common.tap.command:tap", name="tap")
+
 
 def main() -> None:
     """Entry point of the console command."""

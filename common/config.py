@@ -78,6 +78,10 @@ class RouterOptions:
     or of two at random; or, for requests with the header X-Session-Id or the parameter user, the
     one that the session always goes to."""
 
+    node_weights: bool = True
+    """Give fewer requests to nodes that are slower than they were when cool, short of memory, or
+    held back by heat."""
+
     cache_index_blocks: Positive = 1_000_000
     """Blocks of 32 tokens that the router remembers nodes to have cached, about 120 bytes each; of
     more it forgets those that were used longest ago."""
@@ -177,7 +181,7 @@ class SimOptions:
 class ObserveOptions:
     """What every process tells of what it does."""
 
-    otlp_endpoint: str | None = None
+    otlp_endpoint: Annotated[str, Meta(pattern="^https?://")] | None = None
     """Where to send traces, as OTLP over HTTP: http://HOST:4318. Needs the extra `tracing`."""
 
     recorder_mb: Annotated[int, Meta(ge=0, le=4096)] = 4
@@ -192,7 +196,8 @@ class MachineOptions:
 
     telemetry: str = "auto"
     """Where heat, power and memory pressure are read: auto (the machine's sensors), off, or a file
-    with a script, for tests."""
+    with a script, JSON lines such as {"at_s": 60, "node": "node-1", "sensors": {"thermal_state":
+    2}}."""
 
     metrics_host: str | None = None
     """Address on which each node shows its metrics, which the router tells Prometheus; by default
@@ -345,6 +350,17 @@ class WorkerProcess:
     observe: ObserveOptions = ObserveOptions()
     machine_share: float = 1.0
     """Of the machine's memory and cores, where `options` does not say how much to take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TelemetryProcess:
+    """All that a machine's telemetry process is told; it binds `address`. `source` is auto or a
+    file."""
+
+    name: str
+    address: str
+    source: str
+    observe: ObserveOptions = ObserveOptions()
 
 
 @dataclass(frozen=True, kw_only=True)

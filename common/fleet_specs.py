@@ -26,6 +26,7 @@ from mlxfleet.common.config import (
     SimNodesProcess,
     SimOptions,
     SimWorkerProcess,
+    TelemetryProcess,
     TokenizerProcess,
     WorkerOptions,
     WorkerProcess,
@@ -37,6 +38,8 @@ from mlxfleet.common.metrics_address import metrics_host, metrics_port
 from mlxfleet.common.preflight import SECRETS_ENV
 from mlxfleet.common.sim_specs import check_sim, sim_orders
 from mlxfleet.common.supervisor import ProcessSpec
+from mlxfleet.common.telemetry.source import OFF, check_source, telemetry_address
+from mlxfleet.common.tracing import check_tracing
 
 Process = (
     RouterProcess
@@ -46,6 +49,7 @@ Process = (
     | WorkerProcess
     | SimWorkerProcess
     | SimNodesProcess
+    | TelemetryProcess
 )
 
 
@@ -77,6 +81,8 @@ class Launch:
         ):
             config.validated(part)
         check_sim(self.sim, self.worker)
+        check_source(self.machine)
+        check_tracing(self.observe)
         if self.fleet.nodes > 1 and self.sim.engine == "mlx" and sys.platform == "darwin":
             raise ConfigError("--nodes: a Mac has one Metal device, so it can be one node only")
         return self
@@ -165,7 +171,7 @@ def make_specs(
         trust_remote_code=options.worker.trust_remote_code,
         observe=options.observe,
     )
-    specs = front_specs(front, runtime)
+    specs = front_specs(front, runtime) + telemetry_specs(options.machine, runtime, options.observe)
     several = options.fleet.nodes > 1
     if options.sim.engine == "sim":
         orders = sim_orders(
@@ -253,6 +259,7 @@ def node_specs(node: Node, runtime: Path, index: int = 0) -> list[ProcessSpec]:
         observe=node.observe,
         metrics_host=metrics_host(node.machine, node.router_address),
         metrics_port=metrics_port(node.machine, index),
+        telemetry_address=telemetry_address(node.machine, runtime),
         security=node.security,
     )
     worker = WorkerProcess(
@@ -278,6 +285,21 @@ def node_specs(node: Node, runtime: Path, index: int = 0) -> list[ProcessSpec]:
     ]
 
 
+def telemetry_specs(
+    machine: MachineOptions, runtime: Path, observe: ObserveOptions
+) -> list[ProcessSpec]:
+    """What reads the sensors for all nodes of this machine, unless that is off."""
+    if machine.telemetry == OFF:
+        return []
+    told = TelemetryProcess(
+        name="telemetry",
+        address=telemetry_address(machine, runtime),
+        source=machine.telemetry,
+        observe=observe,
+    )
+    return [process_spec(runtime, "mlxfleet.common.telemetry.main", told, vital=False)]
+
+
 def process_spec(
     runtime: Path,
     module: str,
@@ -299,4 +321,18 @@ def process_spec(
         stop_order=stop_order,
         stop_grace_s=stop_grace_s,
         vital=vital,
+        witnesses=witnesses(process),
     )
+
+
+def witnesses(process: Process) -> Sequence[str]:
+    """Processes of this machine at the other ends of a process's links, whose records have what it
+    sent and received. The router has too many of them."""
+    match process:
+        case WorkerProcess() | SimWorkerProcess():
+            return (process.name.replace("worker", "scheduler"),)
+        case SchedulerProcess():
+            return ("router", process.name.replace("scheduler", "worker"))
+        case RouterProcess():
+            return ()
+    return ("router",)

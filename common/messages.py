@@ -143,7 +143,7 @@ class Hello(Struct, tag="hello", frozen=True, kw_only=True):
 # --- router <-> tokenizer ---------------------------------------------------------------------
 
 
-class TokenizeText(Struct, tag="tokenize_text", frozen=True):
+class TokenizeText(Struct, tag="tokenize_text", frozen=True, omit_defaults=True):
     """Plain prompts, each to be encoded with the model's special tokens. Those that are surely
     longer than `max_tokens` need not be encoded to the end."""
 
@@ -153,7 +153,7 @@ class TokenizeText(Struct, tag="tokenize_text", frozen=True):
     traceparent: str = ""
 
 
-class TokenizeChat(Struct, tag="tokenize_chat", frozen=True):
+class TokenizeChat(Struct, tag="tokenize_chat", frozen=True, omit_defaults=True):
     """A conversation, to be rendered with the model's chat template and encoded."""
 
     rid: str
@@ -218,11 +218,25 @@ class Telemetry(Struct, frozen=True, omit_defaults=True, kw_only=True):
     thermal_state: int | None = None
     failures: dict[str, int] = {}
 
+    @property
+    def temperature_c(self) -> float | None:
+        """Of the hottest part that has a sensor."""
+        known = (self.cpu_temperature_c, self.gpu_temperature_c)
+        return max((celsius for celsius in known if celsius is not None), default=None)
+
+
+class MachineSample(Struct, tag="machine_sample", frozen=True):
+    """What a machine's telemetry process says once a second: its sensors, and for nodes that are
+    said to have others (simulated ones) theirs by node."""
+
+    machine: Telemetry
+    nodes: dict[str, Telemetry] = {}
+
 
 # --- router <-> node (its scheduler) ----------------------------------------------------------
 
 
-class Generate(Struct, tag="generate", frozen=True, kw_only=True):
+class Generate(Struct, tag="generate", frozen=True, omit_defaults=True, kw_only=True):
     """Continue `prompt_ids + output_ids`. `output_ids` is empty for a new request and holds the
     tokens so far when a request moves here from a process that died."""
 
@@ -381,7 +395,7 @@ NodeToDetokenizer = Tokens
 # --- router <-> detokenizer -------------------------------------------------------------------
 
 
-class OpenStream(Struct, tag="open_stream", frozen=True, kw_only=True):
+class OpenStream(Struct, tag="open_stream", frozen=True, omit_defaults=True, kw_only=True):
     """Start, or rebuild, a stream. `prompt_tail` is the end of the prompt, for correct spacing;
     `output_ids` the tokens that the router has; `sent_chars` how much text it has of them."""
 

@@ -11,6 +11,7 @@ from types import ModuleType
 
 from mlxfleet.common.metric_family import Family, families_of
 from mlxfleet.router import metric_families as router_families
+from mlxfleet.workers import machine_metric_families as machine_families
 from mlxfleet.workers import metric_families as node_families
 
 HEAD = """# Metrics
@@ -25,7 +26,7 @@ Seconds, bytes and ratios are plain; histograms have the suffixes `_bucket`, `_s
 TABLE = "| metric | kind | labels | meaning |\n|---|---|---|---|\n"
 PLACES: list[tuple[str, tuple[ModuleType, ...]]] = [
     ("The router's", (router_families,)),
-    ("A node's", (node_families,)),
+    ("A node's", (node_families, machine_families)),
 ]
 
 

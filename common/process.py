@@ -10,6 +10,7 @@ from __future__ import annotations
 import abc
 import asyncio
 import contextlib
+import faulthandler
 import gc
 import logging
 import os
@@ -27,6 +28,7 @@ import setproctitle
 
 from mlxfleet.common import config
 from mlxfleet.common.errors import ExitCode, MlxfleetError
+from mlxfleet.common.tap import flight
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +106,9 @@ def bootstrap(process_type: type[T]) -> T:
     setproctitle.setproctitle(f"mlxfleet: {name}")
     # The parent turns Ctrl-C into an orderly stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.enable()
+    observe = getattr(told, "observe", config.ObserveOptions())
+    flight.start(name, Path(sys.argv[1]).parent, observe.recorder_mb)
     allow_many_files()
     threading.Thread(target=exit_with_parent, name="parent-watch", daemon=True).start()
     return told
@@ -156,6 +161,7 @@ def fail(error: MlxfleetError) -> None:
     """Tell the parent why this process cannot go on, and exit with the error's code."""
     report(f"failed {error}")
     log.error("%s", error)
+    flight.save("error", str(error))
     sys.exit(error.exit_code)
 
 
@@ -167,4 +173,5 @@ def die_of_exception(loop: asyncio.AbstractEventLoop, context: dict[str, object]
         return
     log.critical("%s", context.get("message"))
     traceback.print_exception(error)
+    flight.save_crash(error)
     os._exit(ExitCode.INTERNAL)

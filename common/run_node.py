@@ -17,7 +17,7 @@ from mlxfleet.common.config import (
     WorkerOptions,
 )
 from mlxfleet.common.errors import ConfigError
-from mlxfleet.common.fleet_specs import Node, node_specs, process_spec
+from mlxfleet.common.fleet_specs import Node, node_specs, process_spec, telemetry_specs
 from mlxfleet.common.links import node_security
 from mlxfleet.common.model_files import resolve_model
 from mlxfleet.common.node_identity import node_info, node_name
@@ -26,6 +26,8 @@ from mlxfleet.common.runtime import runtime_folder
 from mlxfleet.common.sim_specs import check_sim, sim_orders
 from mlxfleet.common.supervising import supervise
 from mlxfleet.common.supervisor import ProcessSpec
+from mlxfleet.common.telemetry.source import check_source
+from mlxfleet.common.tracing import check_tracing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,8 @@ class NodeCommand:
         ):
             config.validated(part)
         check_sim(self.sim, self.worker)
+        check_source(self.machine)
+        check_tracing(self.observe)
         if self.sim.sim_nodes_per_process > 1:
             raise ConfigError("--sim-nodes-per-process: this is one node; `launch` has several")
         return self
@@ -71,6 +75,7 @@ def run_node(command: NodeCommand) -> None:
     info = node_info(model_name, model_dir)
 
     def specs(runtime: Path) -> list[ProcessSpec]:
+        telemetry = telemetry_specs(command.machine, runtime, command.observe)
         if command.sim.engine == "sim":
             orders = sim_orders(
                 command.sim,
@@ -85,7 +90,8 @@ def run_node(command: NodeCommand) -> None:
                 machine=command.machine,
                 security=security,
             )
-            return [process_spec(runtime, module, told, vital=False) for module, told in orders]
+            nodes = [process_spec(runtime, module, told, vital=False) for module, told in orders]
+            return telemetry + nodes
         warn_without_openblas()
         node = Node(
             name=name,
@@ -99,7 +105,7 @@ def run_node(command: NodeCommand) -> None:
             machine=command.machine,
             security=security,
         )
-        return node_specs(node, runtime)
+        return telemetry + node_specs(node, runtime)
 
     async def announce() -> None:
         print(f"ready node {name}", flush=True)

@@ -29,6 +29,7 @@ from mlxfleet.common.process import configure_logging
 from mlxfleet.common.runtime import runtime_folder
 from mlxfleet.common.supervising import supervise
 from mlxfleet.common.tokenizer_files import tokenizer_hash
+from mlxfleet.common.tracing import check_tracing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,7 @@ class RouterCommand:
         """Check every option; ConfigError names the wrong one."""
         for part in (self.router, self.front, self.link, self.security, self.observe):
             config.validated(part)
+        check_tracing(self.observe)
         if self.router.served_model_name is not None and len(self.models) > 1:
             raise ConfigError("--served-model-name: it can only name a single --model")
         return self

@@ -27,13 +27,24 @@ def runtime_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def running_fleets() -> dict[int, Path]:
+    """The folders of this user's fleets that run, by the process id of each fleet's parent."""
+    return {pid: folder for pid, folder in own_runtimes() if psutil.pid_exists(pid)}
+
+
 def remove_stale_runtimes() -> None:
     """Remove what a launch that was killed left behind; it can hold API keys."""
-    for folder in Path(RUNTIME_PARENT).glob(f"{RUNTIME_PREFIX}*-*"):
-        owner = folder.name.removeprefix(RUNTIME_PREFIX).partition("-")[0]
-        if not owner.isdigit() or psutil.pid_exists(int(owner)):
-            continue
+    for pid, folder in own_runtimes():
         # Another launch may be removing it too.
         with contextlib.suppress(OSError):
-            if folder.is_dir() and folder.stat().st_uid == os.getuid():
+            if not psutil.pid_exists(pid):
                 shutil.rmtree(folder)
+
+
+def own_runtimes() -> Iterator[tuple[int, Path]]:
+    """This user's private folders, each with the process that has made it."""
+    for folder in Path(RUNTIME_PARENT).glob(f"{RUNTIME_PREFIX}*-*"):
+        owner = folder.name.removeprefix(RUNTIME_PREFIX).partition("-")[0]
+        with contextlib.suppress(FileNotFoundError):
+            if owner.isdigit() and folder.is_dir() and folder.stat().st_uid == os.getuid():
+                yield int(owner), folder

@@ -21,6 +21,7 @@ from mlxfleet.common.errors import ConfigError
 from mlxfleet.common.messages import NodeInfo
 from mlxfleet.common.metrics_address import metrics_host, metrics_port
 from mlxfleet.common.slowdown import parse_slowdown
+from mlxfleet.common.telemetry.source import telemetry_address
 
 MLX_ONLY = ("memory_gb", "prefix_cache_gb", "blas_threads", "kv_bits", "quantize")
 
@@ -75,6 +76,7 @@ def sim_orders(
             observe=observe,
             metrics_host=metrics_host(machine, router_address),
             metrics_port=metrics_port(machine, i),
+            telemetry_address=telemetry_address(machine, runtime),
             security=security,
         )
         worker = SimWorkerProcess(

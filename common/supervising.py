@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from mlxfleet.common.supervisor import ProcessSpec, Supervisor
+from mlxfleet.common.tap.flight import DUMP_SIGNAL
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ async def supervise(specs: Sequence[ProcessSpec], announce: Callable[[], Awaitab
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
+    loop.add_signal_handler(DUMP_SIGNAL, supervisor.dump)
     stopping = asyncio.create_task(stop.wait())
     serving = asyncio.create_task(serve())
     try:

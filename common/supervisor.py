@@ -9,12 +9,13 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from mlxfleet.common.errors import ExitCode, MlxfleetError
 from mlxfleet.common.process import STATUS_FD_ENV
+from mlxfleet.common.tap.flight import DUMP_SIGNAL
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,8 @@ class ChildFailedError(MlxfleetError):
 class ProcessSpec:
     """What to execute. `stop_order`: lower ones are stopped, and waited for, first.
     `stop_grace_s` is how long SIGTERM may take before SIGKILL; None waits for ever. One that is
-    not `vital` is started again for ever, because others do its work meanwhile."""
+    not `vital` is started again for ever, because others do its work meanwhile. `witnesses` are at
+    the other ends of its links and have recorded what it cannot tell if it is killed."""
 
     name: str
     command: Sequence[str]
@@ -45,6 +47,7 @@ class ProcessSpec:
     stop_order: int
     stop_grace_s: float | None = STOP_GRACE_S
     vital: bool = True
+    witnesses: Sequence[str] = ()
 
 
 @dataclass
@@ -109,6 +112,14 @@ class Supervisor:
         """Stop now: running requests are cut off."""
         self._forced.set()
 
+    def dump(self, names: Iterable[str] | None = None) -> None:
+        """Have processes, by default all, write the last frames that they have recorded."""
+        for name in self._children if names is None else names:
+            child = self._children.get(name)
+            # The signal would end one that has not come so far as to handle it.
+            if child is not None and child.run.ready.done():
+                signal_process(child.run.process, DUMP_SIGNAL)
+
     async def _stop_child(self, child: Child) -> None:
         child.stopping.set()
         process = child.run.process
@@ -146,6 +157,8 @@ class Supervisor:
             why = f"{child.spec.name} {describe_exit(code)}"
             if run.reason:
                 why = f"{child.spec.name}: {run.reason}"
+            if code < 0:
+                self.dump(child.spec.witnesses)
             started = started or run.ready.done()
             if not started or code == ExitCode.REFUSED:
                 self._give_up(ChildFailedError(why, as_exit_code(code)))

@@ -23,6 +23,7 @@ from mlxfleet.common.messages import (
 from mlxfleet.common.process import run_service
 from mlxfleet.common.tally import Tally
 from mlxfleet.common.tokenizer_files import load_fast_tokenizer
+from mlxfleet.common.tracing import make_tracer
 from mlxfleet.detokenizer_proc.stream import GapError, Stream
 from mlxfleet.detokenizer_proc.vocabulary import Vocabulary
 
@@ -39,7 +40,8 @@ class DetokenizerService(ClientService):
         self._gatekeeper: Gatekeeper | None = None
         self._steps = Tally()
         self._streams: OrderedDict[str, Stream] = OrderedDict()
-        self._closed_or_lost: OrderedDict[str, None] = OrderedDict()
+        # With whether the last tokens have come since.
+        self._closed_or_lost: OrderedDict[str, bool] = OrderedDict()
 
     async def startup(self) -> None:
         """Load the tokenizer, listen for tokens, then connect to the router."""
@@ -47,6 +49,7 @@ class DetokenizerService(ClientService):
         self._vocabulary = Vocabulary(
             load_fast_tokenizer(told.model_dir, trust_remote_code=told.trust_remote_code)
         )
+        self._tracer = make_tracer(told.observe, "detokenizer", told.name)
         if told.security is not None:
             self._gatekeeper = Gatekeeper(self.context, told.security)
         self._tokens = channels.Channel[NodeToDetokenizer, None](
@@ -65,11 +68,12 @@ class DetokenizerService(ClientService):
         )
 
     async def shutdown(self) -> None:
-        """Close the links."""
+        """Close the links, send the last spans."""
         self._tokens.close()
         if self._gatekeeper is not None:
             self._gatekeeper.close()
         await super().shutdown()
+        self._tracer.close()
 
     def dropped_frames(self) -> int:
         """Malformed frames from the router and the nodes."""
@@ -79,12 +83,16 @@ class DetokenizerService(ClientService):
         """Open or close a stream."""
         match message:
             case OpenStream():
-                self._closed_or_lost.pop(message.rid, None)
+                missed_end = self._closed_or_lost.pop(message.rid, False)
+                self._close(message.rid, "opened again")
                 self._streams[message.rid] = Stream(self._vocabulary, message)
                 if len(self._streams) > MAX_STREAMS:
-                    self._streams.popitem(last=False)
+                    self._close(next(iter(self._streams)), "too many streams")
+                if missed_end:
+                    # Sent again by the node, they were faster than this; no gap would show it.
+                    self._report_lost(message.rid, last=False)
             case CloseStream():
-                self._streams.pop(message.rid, None)
+                self._close(message.rid, "closed")
                 self._remember(message.rid)
 
     def steps(self) -> Tally:
@@ -97,7 +105,7 @@ class DetokenizerService(ClientService):
         for position, rid in enumerate(tokens.rids):
             stream = self._streams.get(rid)
             if stream is None:
-                self._report_lost(rid)
+                self._report_lost(rid, last=position in tokens.finish)
             else:
                 self._push(stream, tokens, position, text)
         if text.rids:
@@ -114,7 +122,7 @@ class DetokenizerService(ClientService):
                 tokens.logprobs.get(position, []),
             )
         except GapError:
-            self._report_lost(stream.rid)
+            self._report_lost(stream.rid, last=position in tokens.finish)
             return
         if piece is None:
             return
@@ -126,17 +134,43 @@ class DetokenizerService(ClientService):
         text.texts.append(piece.text)
         if piece.finish is not None:
             text.finish[row] = piece.finish
+            if stream.traceparent:
+                self._trace(stream, piece.finish.reason)
         if piece.logprobs:
             text.logprobs[row] = piece.logprobs
 
-    def _report_lost(self, rid: str) -> None:
-        """Ask the router, once, to open a stream again that has a gap or is unknown here."""
+    def _close(self, rid: str, why: str) -> None:
+        """Forget a stream, if there is one."""
+        stream = self._streams.pop(rid, None)
+        if stream is not None and stream.traceparent and not stream.finished:
+            self._trace(stream, why)
+
+    def _trace(self, stream: Stream, why: str) -> None:
+        """Record the span of a stream that has ended."""
+        self._tracer.record(
+            "detokenize",
+            stream.traceparent,
+            stream.opened_s,
+            time.monotonic(),
+            {
+                "mlxfleet.rid": stream.rid,
+                "mlxfleet.end": why,
+                "mlxfleet.characters": stream.chars,
+                "mlxfleet.output_tokens": stream.tokens,
+            },
+        )
+
+    def _report_lost(self, rid: str, *, last: bool) -> None:
+        """Ask the router, once, to open a stream again that has a gap or is unknown here; `last` if
+        its last tokens are among those that cannot be used."""
         if rid not in self._closed_or_lost:
             self._remember(rid)
             self.router.send(StreamLost(rid))
+        elif last:
+            self._closed_or_lost[rid] = True
 
     def _remember(self, rid: str) -> None:
-        self._closed_or_lost[rid] = None
+        self._closed_or_lost[rid] = False
         if len(self._closed_or_lost) > MAX_REMEMBERED:
             self._closed_or_lost.popitem(last=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 from mlxfleet.common.messages import Finish, OpenStream, TokenLogprobs, TokenTextLogprobs
@@ -31,15 +32,18 @@ class Stream:
     """Decodes a sequence's tokens, watches for stop strings, decides how the sequence ended.
 
     Rebuilding a stream after a restart replays its tokens and skips the text that was sent.
+    `tokens` and `chars` are those so far; it was opened at `opened_s` of time.monotonic().
     """
 
     def __init__(self, vocabulary: Vocabulary, opening: OpenStream) -> None:
         self.rid = opening.rid
+        self.traceparent = opening.traceparent
+        self.opened_s = time.monotonic()
         self._vocabulary = vocabulary
         self._decoder = make_decoder(vocabulary, opening.prompt_tail)
         self._stop = StopMatcher(opening.stop)
-        self._tokens = len(opening.output_ids)
-        self._chars = opening.sent_chars
+        self.tokens = len(opening.output_ids)
+        self.chars = opening.sent_chars
         replayed = "".join(self._decode(token) for token in opening.output_ids)
         self._unsent = replayed[opening.sent_chars :]
         self.finished = False
@@ -55,12 +59,12 @@ class Stream:
         them. GapError if some are missing before them."""
         if self.finished:
             return None
-        known = self._tokens - start
+        known = self.tokens - start
         if known < 0:
             raise GapError(self.rid)
         if known >= len(ids) and finish is None:
             return None
-        piece = Piece(self._tokens, self._chars, text=self._unsent)
+        piece = Piece(self.tokens, self.chars, text=self._unsent)
         self._unsent = ""
         for position in range(known, len(ids)):
             token = ids[position]
@@ -74,8 +78,8 @@ class Stream:
             if self._stop.stopped:
                 break
         self._finish(piece, finish)
-        self._tokens += len(piece.ids)
-        self._chars += len(piece.text)
+        self.tokens += len(piece.ids)
+        self.chars += len(piece.text)
         return piece
 
     def _finish(self, piece: Piece, finish: Finish | None) -> None:

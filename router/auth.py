@@ -10,7 +10,7 @@ from aiohttp import web
 from mlxfleet.common.config import Keys
 from mlxfleet.common.errors import AuthenticationError
 
-OPEN_PATHS = frozenset({"/health", "/ready", "/metrics", "/metrics/targets"})
+OPEN_PATHS = frozenset({"/health", "/ready", "/metrics", "/metrics/targets", "/ui"})
 ADMIN_PREFIXES = ("/admin/", "/fleet")
 NAME_BYTES = 8
 

@@ -116,6 +116,7 @@ class Dispatcher:
     def release(self, sequence: Sequence) -> None:
         """Stop a sequence wherever it is, and forget it everywhere."""
         if self._sequences.pop(sequence.rid, None) is not None:
+            sequence.trace.left("error" if sequence.error else "released")
             self._routing.over(sequence)
             self.nodes.send(sequence.node, Release(sequence.rid))
             self.nodes.probe_ended(sequence.node, sequence.rid)
@@ -169,6 +170,7 @@ class Dispatcher:
         if sequence.node:
             log.info("%s goes on on %s: %s is %s", sequence.rid, node, sequence.node, state)
             self._metrics.failovers.labels(sequence.node).inc()
+            sequence.trace.moved(sequence.node, state, node, lost=not state.well)
         self._routing.over(sequence)
         # It may only be stuck, and go on later.
         self.nodes.send(sequence.node, Release(sequence.rid))
@@ -185,9 +187,28 @@ class Dispatcher:
         """How many sequences each node has."""
         return Counter(s.node for s in self._sequences.values() if not s.ended)
 
+    def weights(self) -> dict[str, float]:
+        """The weight of each node that is not dead, among those of its model."""
+        by_model: dict[str, list[str]] = {}
+        for node in sorted(self.nodes.present()):
+            by_model.setdefault(self.nodes.model_of(node), []).append(node)
+        weights: dict[str, float] = {}
+        for names in by_model.values():
+            weights |= self._routing.weights.among(names)
+        return weights
+
     def _choose(self, sequence: Sequence, ready: list[NodeStatus]) -> str:
+        began = time.perf_counter()
         with self._metrics.stages.timed(sequence.model, "route"):
-            return self._routing.choose(sequence, ready)
+            node = self._routing.choose(sequence, ready)
+        if sequence.trace.traceparent:
+            figures = {
+                "mlxfleet.policy": self._routing.policy_name,
+                "mlxfleet.candidates": len(ready),
+                "mlxfleet.cached_tokens": self._routing.cached_on(node, sequence),
+            }
+            sequence.trace.routed(began, node, figures)
+        return node
 
     def _open(self, sequence: Sequence) -> None:
         self.detokenizers.send(
@@ -198,6 +219,7 @@ class Dispatcher:
                 output_ids=sequence.output_ids,
                 sent_chars=sequence.chars,
                 stop=sequence.stop,
+                traceparent=sequence.trace.traceparent,
             ),
         )
 
@@ -210,6 +232,7 @@ class Dispatcher:
                 prompt_ids=sequence.prompt_ids,
                 output_ids=sequence.output_ids,
                 sampling=sequence.sampling,
+                traceparent=sequence.trace.sent(sequence.node, len(sequence.output_ids)),
             ),
         )
         if sent:
@@ -218,6 +241,7 @@ class Dispatcher:
     def _recover(self, sequence: Sequence) -> None:
         """Open the stream again with what we have, and have the rest sent once more."""
         self._metrics.recoveries.inc()
+        sequence.trace.recovered()
         self._open(sequence)
         start = len(sequence.output_ids)
         self.nodes.send(sequence.node, Resend(sequence.rid, sequence.detokenizer, start))
@@ -234,6 +258,7 @@ class Dispatcher:
                 self._recover(sequence)
 
     def _on_fresh_node(self, name: str) -> None:
+        self._metrics.failovers.labels(name)
         for sequence in self._sequences.values():
             if sequence.node == name and not sequence.ended:
                 self._metrics.recoveries.inc()
@@ -253,6 +278,7 @@ class Dispatcher:
             self._generate(sequence)
         elif message.code == "queue_full":
             # Counts and reports cross; `move_stranded` finds it another place.
+            sequence.trace.left("refused, the queue is full")
             self._routing.over(sequence)
             self.nodes.probe_ended(node, sequence.rid)
             sequence.node = ""
@@ -290,10 +316,12 @@ class Dispatcher:
             self.nodes.brought_tokens(sequence.node, sequence.rid)
             if sequence.last_token is None:
                 self._routing.answered(sequence)
+                sequence.trace.answered(now)
             self._metrics.observe_tokens(sequence, len(ids), now)
         if (finish := text.finish.get(position)) is not None:
             sequence.finish_reason = pending.finish_reason = finish.reason
             sequence.cached_tokens = finish.cached_tokens
+            sequence.trace.finished(finish.reason, len(sequence.output_ids))
             self._metrics.cached_tokens.labels(sequence.model).inc(finish.cached_tokens)
         if pending:
             sequence.wakeup.set()

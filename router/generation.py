@@ -156,15 +156,15 @@ class Front:
         self._dispatcher = dispatcher
         self._default_max_tokens = default_max_tokens
 
-    async def chat(self, request: ChatRequest) -> Generation:
-        """A chat request's generation."""
+    async def chat(self, request: ChatRequest, traceparent: str) -> Generation:
+        """A chat request's generation; `traceparent` is that of its being tokenized."""
         stated = chat_max_tokens(request)
         logprobs = chat_logprobs(request)
         name = self.catalog.find(request.model)
         model = self._model(name)
         messages = [message.for_template() for message in request.messages]
         tokenized = await self._tokenizers.tokenize(
-            TokenizeChat(new_rid(), messages, model.context_length), name
+            TokenizeChat(new_rid(), messages, model.context_length, traceparent), name
         )
         prompts = tokenized.token_ids
         check_prompts(prompts, model, "messages")
@@ -176,8 +176,8 @@ class Front:
         )
         return Generation(self._dispatcher, tokenized, sampling, request, name)
 
-    async def completion(self, request: CompletionRequest) -> Generation:
-        """A completion request's generation."""
+    async def completion(self, request: CompletionRequest, traceparent: str) -> Generation:
+        """A completion request's generation; `traceparent` is that of its being tokenized."""
         name = self.catalog.find(request.model)
         model = self._model(name)
         prompt = split_prompt(request.prompt, model.vocab_size)
@@ -189,7 +189,7 @@ class Front:
         prompts = [item for item in prompt if isinstance(item, list)]
         if texts:
             tokenized = await self._tokenizers.tokenize(
-                TokenizeText(new_rid(), texts, model.context_length), name
+                TokenizeText(new_rid(), texts, model.context_length, traceparent), name
             )
             prompts = tokenized.token_ids
         check_prompts(prompts, model, "prompt")

@@ -21,14 +21,18 @@ from mlxfleet.common.errors import (
     RequestError,
     UnavailableError,
 )
+from mlxfleet.common.tracing import Tracer
 from mlxfleet.router.admin import Admin
 from mlxfleet.router.admission import Admission, Ticket
 from mlxfleet.router.auth import Authenticator, client_name
 from mlxfleet.router.generation import Front, Generation
+from mlxfleet.router.in_flight import InFlight
 from mlxfleet.router.metrics import Metrics, RequestRecord
 from mlxfleet.router.parameters import ChatRequest, CompletionRequest, Parameters, parse
+from mlxfleet.router.request_trace import traced
 from mlxfleet.router.scrape_targets import ScrapeTarget
 from mlxfleet.router.shapes import ChatShape, CompletionShape, Response, Usage
+from mlxfleet.router.ui.page import Page
 
 log = logging.getLogger(__name__)
 
@@ -52,16 +56,20 @@ class Api:
         admission: Admission,
         admin: Admin,
         metrics: Metrics,
+        in_flight: InFlight,
         can_generate: Callable[[], bool],
         metrics_of_nodes: Callable[[], list[ScrapeTarget]],
+        tracer: Tracer,
     ) -> None:
         self._authenticator = Authenticator(keys)
         self._front = front
         self._admission = admission
         self._admin = admin
         self._metrics = metrics
+        self._in_flight = in_flight
         self._can_generate = can_generate
         self._metrics_of_nodes = metrics_of_nodes
+        self._tracer = tracer
         self._created = int(time.time())
         self.draining = False
         self._active = 0
@@ -85,6 +93,7 @@ class Api:
                 web.get("/metrics", self._show_metrics),
                 web.get("/metrics/targets", self._metrics_targets),
                 *self._admin.routes(),
+                *Page().routes(),
             ]
         )
         return app
@@ -159,38 +168,50 @@ class Api:
         http: web.Request,
         endpoint: str,
         kind: Any,
-        make: Callable[[Any], Awaitable[Generation]],
+        make: Callable[[Any, str], Awaitable[Generation]],
         make_shape: Callable[[Any], Shape],
     ) -> web.StreamResponse:
         """Answer a request for tokens, and record how it ended."""
         self._active += 1
         self.idle.clear()
         try:
-            with self._metrics.request(endpoint) as record, outcome_into(record):
+            with (
+                self._metrics.request(endpoint) as record,
+                traced(self._tracer, http, endpoint, record) as trace,
+                outcome_into(record),
+            ):
                 if self.draining:
                     raise UnavailableError(
                         "the server is shutting down", retry_after_s=DRAINING_RETRY_AFTER_S
                     )
                 body = await http.read()
                 began = time.perf_counter()
+                trace.stage("validate")
                 request = parse(kind, body)
                 record.model = model = self._front.catalog.find(request.model)
+                trace.asks(request, model)
                 ticket = make_ticket(http, request, model)
                 stages = self._metrics.stages
                 stages.observe(model, "validate", time.perf_counter() - began)
-                with self._admission.room_for(ticket):
+                shown = self._in_flight.entry(ticket.priority)
+                with self._admission.room_for(ticket), shown as entry:
                     with stages.timed(model, "tokenize"):
-                        generation = await make(request)
+                        generation = await make(request, trace.stage("tokenize"))
+                    trace.runs(generation)
                     session = http.headers.get(SESSION_HEADER) or request.user
                     generation.belongs_to(session, record.arrived)
+                    entry.sequences = generation.sequences
                     self._metrics.prompt_tokens.labels(model).inc(generation.prompt_tokens)
                     shape = make_shape(request)
                     answer = self._stream if request.stream else self._whole
                     began = time.perf_counter()
+                    trace.stage("admission")
                     async with self._admission.turn(ticket):
+                        trace.stage_over()
                         stages.observe(model, "admission", time.perf_counter() - began)
                         with generation.released_at_end(), ends_at(ticket.deadline, generation):
                             response = await answer(http, request, generation, shape)
+                trace.status = response.status
                 failed = any(sequence.error for sequence in generation.sequences)
                 record.outcome = "error" if failed else "ok"
                 return response

@@ -103,7 +103,12 @@ class Loads:
         return len(load.pending) if load is not None else 0
 
     def candidate(
-        self, status: NodeStatus, cached_tokens: int, prompt_tokens: int, now: float
+        self,
+        status: NodeStatus,
+        cached_tokens: int,
+        prompt_tokens: int,
+        now: float,
+        weight: float = 1.0,
     ) -> Candidate:
         """A node as a policy sees it, for a prompt of which so many tokens are cached there."""
         load = self._loads.get(status.name)
@@ -132,4 +137,6 @@ class Loads:
             cache_blocks=model.cold_blocks if model is not None else 0,
             free_blocks=max(model.cold_blocks - used, 0) if model is not None else 0,
             cache_age_s=status.cold_age_s,
+            weight=weight,
+            slowdown=status.slowdown,
         )

@@ -13,6 +13,7 @@ from mlxfleet.common.curve import Gatekeeper
 from mlxfleet.common.errors import listen_error
 from mlxfleet.common.liveness import new_incarnation
 from mlxfleet.common.process import Service, run_service
+from mlxfleet.common.tracing import make_tracer
 from mlxfleet.router.admin import Admin
 from mlxfleet.router.admission import Admission
 from mlxfleet.router.catalog import Catalog
@@ -20,11 +21,14 @@ from mlxfleet.router.dispatcher import Dispatcher
 from mlxfleet.router.fleet_metrics import FleetCollector
 from mlxfleet.router.generation import Front
 from mlxfleet.router.http import Api
+from mlxfleet.router.in_flight import InFlight
 from mlxfleet.router.metrics import Metrics
+from mlxfleet.router.recent import Recent
 from mlxfleet.router.routing import Routing
 from mlxfleet.router.routing_metrics import RoutingCollector
 from mlxfleet.router.scrape_targets import scrape_targets
 from mlxfleet.router.tokenizers import Tokenizers
+from mlxfleet.router.weight_metrics import WeightCollector
 
 CUT_OFF_S = 0.1
 
@@ -42,14 +46,21 @@ class RouterService(Service):
         """Bind the links, then the HTTP port."""
         told, options = self._told, self._told.options
         session = new_incarnation()
+        self._tracer = make_tracer(told.observe, "router", told.name)
+        in_flight, recent = InFlight(), Recent()
         self._context = zmq.Context()
         metrics = Metrics()
+        metrics.start_at_zero(self._catalog.names)
         if told.security is not None:
             self._gatekeeper = Gatekeeper(
                 self._context, told.security, metrics.refused_nodes.labels("key").inc
             )
         self._tokenizers = Tokenizers(self._context, told.tokenizer_address, session)
-        routing = Routing(options.routing, max_index_blocks=options.cache_index_blocks)
+        routing = Routing(
+            options.routing,
+            max_index_blocks=options.cache_index_blocks,
+            node_weights=options.node_weights,
+        )
         metrics.registry.register(RoutingCollector(routing))
         self._dispatcher = Dispatcher(
             self._context,
@@ -78,18 +89,22 @@ class RouterService(Service):
             "detokenizer": self._dispatcher.detokenizers.pool,
         }
         metrics.registry.register(FleetCollector(front, self._dispatcher))
+        metrics.registry.register(WeightCollector(self._dispatcher))
         self._api = Api(
             keys=told.keys,
             front=Front(
                 self._tokenizers, self._dispatcher, self._catalog, options.default_max_tokens
             ),
             admission=admission,
-            admin=Admin(self._dispatcher, admission),
+            admin=Admin(self._dispatcher, admission, in_flight, recent),
             metrics=metrics,
+            in_flight=in_flight,
             can_generate=self._can_generate,
             metrics_of_nodes=lambda: scrape_targets(self._dispatcher.nodes),
+            tracer=self._tracer,
         )
         self._watching = asyncio.create_task(self._dispatcher.watch_nodes())
+        self._following = asyncio.create_task(recent.follow(metrics, self._dispatcher.nodes))
         await self._listen(options.host, options.port, options.max_body_mb * 1_000_000)
 
     async def drain(self) -> None:
@@ -99,9 +114,10 @@ class RouterService(Service):
             await asyncio.wait_for(self._api.idle.wait(), self._told.options.drain_timeout_s)
 
     async def shutdown(self) -> None:
-        """Close the HTTP server, then the links."""
+        """Close the HTTP server, then the links, and send the last spans."""
         await self._runner.cleanup()
         self._watching.cancel()
+        self._following.cancel()
         for channel in (
             self._tokenizers.pool.channel,
             self._dispatcher.nodes.pool.channel,
@@ -111,6 +127,7 @@ class RouterService(Service):
         if self._gatekeeper is not None:
             self._gatekeeper.close()
         self._context.term()
+        self._tracer.close()
 
     async def _listen(self, host: str, port: int, max_body_bytes: int) -> None:
         self._runner = web.AppRunner(

@@ -91,6 +91,16 @@ NODE_BREAKER = gauge(
     "mlxfleet_node_breaker", "1 for the state of the node's circuit breaker.", "node", "state"
 )
 NODE_SILENCE = gauge("mlxfleet_node_silence_seconds", "Since the last report of the node.", "node")
+NODE_WEIGHT = gauge(
+    "mlxfleet_node_weight",
+    "How much of the work the node should get for its condition; 1 for the best of its model.",
+    "node",
+)
+NODE_SLOWDOWN = gauge(
+    "mlxfleet_node_slowdown_ratio",
+    "How many times as long passes take as when the machine was cool, for the same work.",
+    "node",
+)
 NODE_SEQUENCES = gauge(
     "mlxfleet_node_sequences", "Sequences that the router has on the node.", "node"
 )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -16,6 +17,10 @@ from mlxfleet.router import metric_families as families
 from mlxfleet.router.admission import PRIORITIES, Admission
 from mlxfleet.router.sequences import Sequence
 from mlxfleet.router.stages import Stages
+
+ENDPOINTS = ("chat", "completions")
+OUTCOMES = ("ok", "client_error", "cancelled", "backpressure", "error")
+REFUSALS = ("key", "version", "model", "name", "full")
 
 
 @dataclass
@@ -48,6 +53,19 @@ class Metrics:
         registry.register(self.stages)
         build = families.BUILD_INFO.gauge(registry)
         build.labels("router", version("mlxfleet"), platform.python_version()).set(1)
+
+    def start_at_zero(self, models: Iterable[str]) -> None:
+        """Show counters of what has not happened yet, without which Prometheus takes the first time
+        for no increase."""
+        for reason in REFUSALS:
+            self.refused_nodes.labels(reason)
+        for endpoint in ENDPOINTS:
+            self.received.labels(endpoint)
+        for model in models:
+            for counter in (self.prompt_tokens, self.cached_tokens, self.output_tokens):
+                counter.labels(model)
+            for endpoint, outcome in itertools.product(ENDPOINTS, OUTCOMES):
+                self.answered.labels(model, endpoint, outcome)
 
     def watch_admission(self, admission: Admission) -> None:
         """Show how many sequences are here, may be here, and wait."""

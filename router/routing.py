@@ -22,6 +22,7 @@ from mlxfleet.router.policies.round_robin import RoundRobin
 from mlxfleet.router.policies.session import Session
 from mlxfleet.router.policies.ttft import Ttft
 from mlxfleet.router.sequences import Sequence
+from mlxfleet.router.weights import Weights
 
 # A sequence's blocks count for so long after its end, until its node has told of them.
 LINGER_S = 1.0
@@ -43,14 +44,17 @@ class Routing:
         policy: RoutingName,
         *,
         max_index_blocks: int,
+        node_weights: bool = True,
         rng: random.Random | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._policy = make_policy(policy, rng or random.Random())
         self._now = now
+        self.policy_name = policy
         self.index = CacheIndex(max_index_blocks)
         self.feed = CacheFeed(self.index)
         self.loads = Loads()
+        self.weights = Weights(wanted=node_weights)
         # Nodes whose model's prefixes can be reused.
         self._reusing: set[str] = set()
         self._promises: dict[str, Promise] = {}
@@ -64,9 +68,14 @@ class Routing:
         self._let_go(now)
         tokens = len(sequence.prompt_ids) + len(sequence.output_ids)
         matched = self.index.matched_blocks(sequence.block_hashes)
+        weights = self.weights.among(status.name for status in nodes)
         candidates = [
             self.loads.candidate(
-                status, cached_tokens(tokens, matched.get(status.name, 0)), tokens, now
+                status,
+                cached_tokens(tokens, matched.get(status.name, 0)),
+                tokens,
+                now,
+                weights[status.name],
             )
             for status in nodes
         ]
@@ -74,13 +83,19 @@ class Routing:
         prompt = Prompt(tokens, left, sequence.session)
         return self._policy.pick(prompt, with_room(candidates))
 
+    def cached_on(self, node: str, sequence: Sequence) -> int:
+        """How many tokens of a sequence a node need not compute, by what is known of its cache."""
+        tokens = len(sequence.prompt_ids) + len(sequence.output_ids)
+        matched = self.index.matched_blocks(sequence.block_hashes)
+        return cached_tokens(tokens, matched.get(node, 0))
+
     def sent(self, sequence: Sequence) -> None:
         """A sequence was sent to its node."""
         node, blocks = sequence.node, sequence.block_hashes
         self._withdraw(sequence.rid)
         tokens = len(sequence.prompt_ids) + len(sequence.output_ids)
-        matched = self.index.matched_blocks(blocks).get(node, 0)
-        self.loads.sent(node, sequence.rid, tokens - cached_tokens(tokens, matched), self._now())
+        cached = self.cached_on(node, sequence)
+        self.loads.sent(node, sequence.rid, tokens - cached, self._now())
         self.index.use(node, blocks)
         if node in self._reusing:
             self.index.promise(node, blocks)
@@ -107,6 +122,7 @@ class Routing:
         if fresh:
             self.feed.forget(status.name)
         self.loads.report(status, now, fresh=fresh)
+        self.weights.report(status, now)
         if status.model is not None and status.model.cold_blocks:
             self._reusing.add(status.name)
         else:
@@ -125,6 +141,7 @@ class Routing:
         """Forget every other node."""
         self.feed.keep(alive)
         self.loads.keep(alive)
+        self.weights.keep(alive)
         self._reusing &= alive
 
     # --- promises -----------------------------------------------------------------------------

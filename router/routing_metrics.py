@@ -23,9 +23,11 @@ class RoutingCollector(Collector):
         nodes = index.nodes
         yield families.CACHE_INDEX_BLOCKS.of(((node,), index.blocks_of(node)) for node in nodes)
         yield families.NODE_UNREPORTED.of(((node,), loads.pending(node)) for node in nodes)
-        yield families.CACHE_EVENT_GAPS.of(((node,), count) for node, count in feed.gaps.items())
-        yield families.CACHE_SNAPSHOTS.of(
-            ((node,), count) for node, count in feed.snapshots.items()
-        )
+        never = dict.fromkeys(nodes, 0)
+        for family, counts in (
+            (families.CACHE_EVENT_GAPS, feed.gaps),
+            (families.CACHE_SNAPSHOTS, feed.snapshots),
+        ):
+            yield family.of(((node,), count) for node, count in (never | counts).items())
         yield families.CACHE_INDEX_DROPPED.of([((), index.dropped)])
         yield families.CACHE_INDEX_LIMIT.of([((), index.max_blocks)])

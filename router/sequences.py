@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from mlxfleet.common.errors import RequestError
 from mlxfleet.common.messages import FinishReason, Sampling, TokenTextLogprobs
+from mlxfleet.router.sequence_trace import SequenceTrace
 
 MAX_FRUITLESS_MOVES = 3
 MAX_MOVES = 32
@@ -62,6 +63,7 @@ class Sequence:
     error: RequestError | None = None
     arrived: float = field(default_factory=time.perf_counter)
     last_token: float | None = None
+    trace: SequenceTrace = field(default_factory=SequenceTrace)
 
     @property
     def ended(self) -> bool:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import time
+
 from mlxfleet.common.client_service import ClientService
 from mlxfleet.common.config import TokenizerProcess
-from mlxfleet.common.messages import RouterToTokenizer, TokenizeChat, TokenizeText
+from mlxfleet.common.messages import (
+    RouterToTokenizer,
+    TokenizeChat,
+    Tokenized,
+    TokenizeFailed,
+    TokenizeText,
+)
 from mlxfleet.common.process import run_service
 from mlxfleet.common.tokenizer_files import load_tokenizer
+from mlxfleet.common.tracing import make_tracer
 from mlxfleet.tokenizer_proc.encode import Encoder
 
 
@@ -22,11 +31,36 @@ class TokenizerService(ClientService):
         told = self._told
         tokenizer = load_tokenizer(told.model_dir, trust_remote_code=told.trust_remote_code)
         self._encoder = Encoder(tokenizer)
+        self._tracer = make_tracer(told.observe, "tokenizer", told.name)
         self.connect(RouterToTokenizer, told.router_address, model=told.model)
 
     def on_message(self, message: TokenizeText | TokenizeChat) -> None:
         """Answer at once: one prompt at a time is what one process can do."""
-        self.router.send(self._encoder.encode(message))
+        began = time.monotonic()
+        answer = self._encoder.encode(message)
+        self.router.send(answer)
+        if message.traceparent:
+            self._trace(message, answer, began)
+
+    async def shutdown(self) -> None:
+        """Close the link, send the last spans."""
+        await super().shutdown()
+        self._tracer.close()
+
+    def _trace(
+        self,
+        message: TokenizeText | TokenizeChat,
+        answer: Tokenized | TokenizeFailed,
+        began: float,
+    ) -> None:
+        """Record the span of a prompt that was encoded."""
+        span = self._tracer.start("encode", message.traceparent, at=began)
+        match answer:
+            case Tokenized():
+                span.set({"mlxfleet.prompt_tokens": sum(map(len, answer.token_ids))})
+            case TokenizeFailed():
+                span.fail(answer.code or "the prompt cannot be encoded")
+        span.end()
 
 
 def main() -> None:

@@ -117,6 +117,10 @@ class ChunkSizer:
         self._max_tokens = max_tokens
         self.cost = PassCost()
 
+    def forget(self) -> None:
+        """Know nothing of costs any more."""
+        self.cost = PassCost()
+
     def observe(self, *, rows: int, tokens: int, pairs: float, seconds: float) -> None:
         """Learn from a pass of `rows` decoding rows and `tokens` prompt tokens, which attention
         compared with `pairs` tokens; 0 seconds say that it was not measured."""

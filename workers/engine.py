@@ -58,8 +58,18 @@ class Engine:
 
     @property
     def memory_bytes(self) -> int:
-        """Memory that MLX holds."""
-        return int(mx.get_active_memory() + mx.get_cache_memory())
+        """Memory that MLX has in use."""
+        return int(mx.get_active_memory())
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory that MLX keeps for reuse."""
+        return int(mx.get_cache_memory())
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory that MLX has had in use."""
+        return int(mx.get_peak_memory())
 
     def close(self) -> None:
         """Give the memory back."""

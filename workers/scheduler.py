@@ -28,7 +28,9 @@ from mlxfleet.common.messages import (
     Tokens,
 )
 from mlxfleet.workers.chunking import ChunkSizer, share_out
+from mlxfleet.workers.cool_baseline import CoolBaseline
 from mlxfleet.workers.kv_events import KvJournal
+from mlxfleet.workers.phases import Phases, untraced
 from mlxfleet.workers.prefix_tree import Lease, Match, PrefixTree, Write
 from mlxfleet.workers.sequence import Sequence, State
 
@@ -54,7 +56,8 @@ class Scheduler:
     """State of one node: a queue, the running sequences, and finished ones not yet released.
 
     `waited` is told how long each sequence was in the queue, `prefilled` how long it took from
-    there to its next token, in seconds of the clock `now`.
+    there to its next token, in seconds of the clock `now`. `phases` gives a request what records
+    its spans.
     """
 
     def __init__(
@@ -63,13 +66,17 @@ class Scheduler:
         *,
         waited: Callable[[float], None] = ignore,
         prefilled: Callable[[float], None] = ignore,
+        phases: Callable[[Generate], Phases] = untraced,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._options = options
         self._waited = waited
         self._prefilled = prefilled
+        self._phases = phases
         self._now = now
         self._sizer = ChunkSizer(options.itl_budget_ms / 1000, options.max_chunk_tokens)
+        self._baseline = CoolBaseline(now)
+        self._fit_is_fresh = True
         self._arrivals = itertools.count()
         self._sequences: dict[str, Sequence] = {}
         self._waiting: OrderedDict[str, Sequence] = OrderedDict()
@@ -129,17 +136,22 @@ class Scheduler:
     @property
     def prefill_tokens_per_s(self) -> float:
         """How fast prompts are computed beside the rows that decode now; 0 if unknown."""
-        return self._sizer.prefill_rate(self._decoding)
+        return self._sizer.prefill_rate(self._decoding) / self._baseline.relief
 
     @property
     def decode_step_s(self) -> float:
         """Seconds of a decode step with one row more than now."""
-        return self._sizer.cost.decode_s(self._decoding + 1)
+        return self._sizer.cost.decode_s(self._decoding + 1) * self._baseline.relief
 
     @property
     def decode_row_s(self) -> float:
         """Seconds that each row adds to a decode step."""
-        return self._sizer.cost.per_row_s
+        return self._sizer.cost.per_row_s * self._baseline.relief
+
+    @property
+    def slowdown(self) -> float:
+        """How many times as long passes take as when the machine was cool."""
+        return self._baseline.slowdown
 
     @property
     def _decoding(self) -> int:
@@ -164,6 +176,8 @@ class Scheduler:
             return Rejected(message.rid, "too_long", why)
         sequence.arrival = next(self._arrivals)
         sequence.queued_s = self._now()
+        sequence.phases = self._phases(message)
+        sequence.phases.enter("queue", sequence.queued_s)
         self._expect(sequence)
         self._sequences[message.rid] = sequence
         self._waiting[message.rid] = sequence
@@ -176,10 +190,11 @@ class Scheduler:
             return
         if sequence.state is State.WAITING:
             del self._waiting[rid]
+            sequence.leave_phase(self._now(), "released")
         elif sequence.state is State.FINISHED:
             self._finished.pop(rid, None)
         else:
-            self._leave(sequence)
+            self._leave(sequence, "released")
 
     def knows(self, rid: str) -> bool:
         """Whether a sequence is here, in any state."""
@@ -228,18 +243,13 @@ class Scheduler:
         """
         self._model = model
         self._tree = PrefixTree(model.cold_blocks, self.journal)
-        for measured in model.passes * TIMES_LEARNED:
-            self._sizer.observe(
-                rows=measured.rows,
-                tokens=measured.tokens,
-                pairs=measured.tokens**2 / 2,
-                seconds=measured.seconds,
-            )
+        self._learn_passes(model)
         self._commands.clear()
         self._passes_ahead.clear()
         self.kv_used_bytes = 0
         for sequence in reversed(self._running.values()):
             sequence.attempts += sequence.started
+            sequence.leave_phase(self._now(), "worker lost")
             self._wait_first(sequence)
         self._running.clear()
         rejected = []
@@ -254,6 +264,26 @@ class Scheduler:
             self.release(rejection.rid)
         return rejected
 
+    def rest(self) -> None:
+        """To be called now and then. A node that was slow when its last passes ran gets nothing to
+        do, so it would never look faster: after a pause it knows what passes took at load."""
+        if self._fit_is_fresh or self._running or not self._baseline.rested:
+            return
+        if self._model is not None and self._model.passes:
+            self._sizer.forget()
+            self._baseline.forget_fit()
+            self._learn_passes(self._model)
+
+    def _learn_passes(self, model: ModelInfo) -> None:
+        for measured in model.passes * TIMES_LEARNED:
+            self._sizer.observe(
+                rows=measured.rows,
+                tokens=measured.tokens,
+                pairs=measured.tokens**2 / 2,
+                seconds=measured.seconds,
+            )
+        self._fit_is_fresh = True
+
     def on_admitted(self, row: str) -> None:
         """The worker runs a sequence from now on; if it dies, that may be the cause."""
         if (sequence := self._running.get(row)) is not None:
@@ -265,12 +295,7 @@ class Scheduler:
         self.generated_tokens += len(step.ids)
         self.busy_s += step.pass_s
         self.idle_s += step.idle_s
-        self._sizer.observe(
-            rows=step.decoded_rows,
-            tokens=sum(tokens for _, tokens in step.prefilled),
-            pairs=sum(self._pairs(row, tokens) for row, tokens in step.prefilled),
-            seconds=step.pass_s,
-        )
+        self._measure(step)
         self._take_prefill(step)
         columns: dict[str, Tokens] = {}
         for position, (row, token) in enumerate(zip(step.rids, step.ids, strict=True)):
@@ -285,11 +310,25 @@ class Scheduler:
                 batch = columns[sequence.detokenizer] = Tokens([], [], [], {}, {})
             append(batch, sequence, token, finish, logprobs)
             if sequence.prefill_began_s is not None:
-                self._prefilled(self._now() - sequence.prefill_began_s)
+                now = self._now()
+                self._prefilled(now - sequence.prefill_began_s)
                 sequence.prefill_began_s = None
+                sequence.begin_decode(now)
             if finish is not None:
                 self._finish(sequence, finish)
         yield from columns.items()
+
+    def _measure(self, step: Step) -> None:
+        """Learn from how long the pass took."""
+        self._fit_is_fresh = False
+        rows, seconds = step.decoded_rows, step.pass_s
+        tokens = sum(tokens for _, tokens in step.prefilled)
+        pairs = sum(self._pairs(row, tokens) for row, tokens in step.prefilled)
+        context = sum(s.tokens for s in map(self._running.get, step.rids) if s is not None)
+        self._sizer.observe(rows=rows, tokens=tokens, pairs=pairs, seconds=seconds)
+        self._baseline.observe(
+            rows=rows, tokens=tokens, context=context, pairs=pairs, seconds=seconds
+        )
 
     def _pairs(self, row: str, tokens: int) -> float:
         """With how many tokens attention compared those that were just prefilled."""
@@ -307,6 +346,7 @@ class Scheduler:
             if sequence is None:
                 continue
             sequence.prefill_done += tokens
+            sequence.chunks += 1
             if sequence.lease is not None:
                 sequence.lease.computed = sequence.prefill_done
             if sequence.prefill_done >= sequence.prefill_tokens:
@@ -378,6 +418,7 @@ class Scheduler:
         sequence.began_s = self.busy_s + self.idle_s
         sequence.prefill_began_s = self._now()
         self._waited(sequence.prefill_began_s - sequence.queued_s)
+        sequence.phases.enter("prefill", sequence.prefill_began_s)
         token_ids = sequence.token_ids()
         lease = self._tree.begin(sequence.row, match, token_ids[:-1])
         sequence.lease = lease
@@ -426,13 +467,14 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         self.preemptions += 1
-        self._leave(sequence)
+        self._leave(sequence, "preempted")
         sequence.preemptions += 1
         self._wait_first(sequence)
 
     def _wait_first(self, sequence: Sequence) -> None:
         sequence.to_waiting()
         sequence.queued_s = self._now()
+        sequence.phases.enter("queue", sequence.queued_s)
         self._expect(sequence)
         self._waiting[sequence.rid] = sequence
         self._waiting.move_to_end(sequence.rid, last=False)
@@ -464,7 +506,7 @@ class Scheduler:
 
     def _finish(self, sequence: Sequence, finish: Finish) -> None:
         """Keep the tokens until the router has them all."""
-        self._leave(sequence)
+        self._leave(sequence, finish.reason)
         ran_s = self.busy_s + self.idle_s - sequence.began_s
         share = NEWEST_SHARE if self.sequence_s else 1.0
         self.sequence_s += share * (ran_s - self.sequence_s)
@@ -475,8 +517,9 @@ class Scheduler:
             oldest, _ = self._finished.popitem(last=False)
             del self._sequences[oldest]
 
-    def _leave(self, sequence: Sequence) -> None:
+    def _leave(self, sequence: Sequence, why: str) -> None:
         """Out of the worker; what it has computed stays in the cold store."""
+        sequence.leave_phase(self._now(), why)
         del self._running[sequence.row]
         self.kv_used_bytes -= sequence.reserved_bytes
         assert sequence.lease is not None

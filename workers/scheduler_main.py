@@ -23,6 +23,7 @@ from mlxfleet.common.messages import (
     PROTOCOL_VERSION,
     Admitted,
     Generate,
+    MachineSample,
     NodeStatus,
     NodeToDetokenizer,
     NodeToRouter,
@@ -44,7 +45,11 @@ from mlxfleet.common.messages import (
 from mlxfleet.common.metrics_address import shown_address
 from mlxfleet.common.metrics_server import MetricsServer
 from mlxfleet.common.process import Service, fail, run_service
+from mlxfleet.common.telemetry.latest import LatestTelemetry
+from mlxfleet.common.tracing import Tracer, make_tracer
+from mlxfleet.workers.machine_metrics import MachineCollector
 from mlxfleet.workers.node_metrics import NodeCollector, NodeMetrics
+from mlxfleet.workers.phases import Phases
 from mlxfleet.workers.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
@@ -70,16 +75,22 @@ LINK_TROUBLE = {
 
 
 class SchedulerService(Service):
-    """Wires a Scheduler to its three links. `context` is given if others in the process share it,
-    who then also end it."""
+    """Wires a Scheduler to its three links. `context` and `tracer` are given if others in the
+    process share them, who then also end them."""
 
     def __init__(
-        self, told: SchedulerProcess, context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self,
+        told: SchedulerProcess,
+        context: zmq.Context[zmq.Socket[bytes]] | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         super().__init__()
         self._owns_context = context is None
         self._context = context or zmq.Context()
+        self._owns_tracer = tracer is None
+        self._tracer = tracer or make_tracer(told.observe, "scheduler", told.name)
         self._told = told
+        self._telemetry = LatestTelemetry(told.node)
         self._metrics = self._make_metrics(told.info.model)
         self._metrics_server = MetricsServer(lambda: self._metrics.render())
         self._metrics_address = ""
@@ -87,6 +98,7 @@ class SchedulerService(Service):
             told.options,
             waited=lambda seconds: self._metrics.waited(seconds),
             prefilled=lambda seconds: self._metrics.prefilled(seconds),
+            phases=self._phases,
         )
         self._incarnation = ""
         self._router_session = ""
@@ -109,7 +121,13 @@ class SchedulerService(Service):
         metrics = NodeMetrics(self._told.node, model)
         collector = NodeCollector(metrics.labels, self._status, lambda: self._worker)
         metrics.registry.register(collector)
+        metrics.registry.register(MachineCollector(metrics.labels, self._telemetry))
         return metrics
+
+    def _phases(self, message: Generate) -> Phases:
+        """What records the spans of a request."""
+        attributes = {"mlxfleet.node": self._told.node, "mlxfleet.rid": message.rid}
+        return Phases(self._tracer, message.traceparent, attributes)
 
     async def startup(self) -> None:
         """Show metrics, connect, and wait for the router and the worker."""
@@ -126,6 +144,11 @@ class SchedulerService(Service):
             self._context, WorkerToScheduler, self._told.worker_address
         )
         self._workers.attach(self._on_worker)
+        if address := self._told.telemetry_address:
+            self._sensors: channels.Channel[MachineSample, None] = channels.subscriber(
+                self._context, MachineSample, address
+            )
+            self._sensors.attach(lambda _, sample: self._telemetry.take(sample))
         self._connect_router()
         self._reporting = asyncio.create_task(self._report_regularly())
 
@@ -139,10 +162,14 @@ class SchedulerService(Service):
             self._telling.cancel()
         for _, channel in self._detokenizers.values():
             channel.close()
+        if self._told.telemetry_address:
+            self._sensors.close()
         self._workers.close()
         self._router.close()
         if self._owns_context:
             self._context.term()
+        if self._owns_tracer:
+            self._tracer.close()
 
     def _connect_router(self) -> None:
         """Present ourselves as new: after a lost connection neither side knows what the other has
@@ -319,6 +346,7 @@ class SchedulerService(Service):
     async def _report_regularly(self) -> None:
         while True:
             self._probe_worker()
+            self._scheduler.rest()
             self._send_status()
             self._deliver_again()
             await asyncio.sleep(STATUS_S)
@@ -366,7 +394,7 @@ class SchedulerService(Service):
             + self._router.dropped_frames
             + self._workers.dropped_frames,
             worker_dropped_frames=worker.dropped_frames if worker else 0,
-            worker_memory_bytes=worker.memory_bytes if worker else 0,
+            worker_memory_bytes=worker.memory_bytes + worker.mlx_cache_bytes if worker else 0,
             rss_bytes=resident_bytes(),
             received=self._scheduler.received,
             queued_prefill_tokens=self._scheduler.queued_prefill_tokens,
@@ -378,6 +406,8 @@ class SchedulerService(Service):
             cold_age_s=self._scheduler.cold_age_s,
             kv_sequence=self._scheduler.journal.sequence,
             info=self._told.info,
+            slowdown=self._scheduler.slowdown,
+            telemetry=self._telemetry.fresh,
             metrics_address=self._metrics_address,
         )
 

@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass, field
 
 from mlxfleet.common.messages import Finish, Generate, Sampling, TokenLogprobs
+from mlxfleet.workers.phases import Phases
 from mlxfleet.workers.prefix_tree import Lease, Node
 
 
@@ -26,7 +27,8 @@ class Sequence:
     counts the workers that died while it ran, `started` says that this one has taken it.
     `expected_tokens` are those to be prefilled when it leaves the queue, `began_s` is when it did,
     in seconds of the worker's running. It came into the queue at `queued_s` and left it at
-    `prefill_began_s`, None when the next token after that has come; by the scheduler's clock."""
+    `prefill_began_s`, None when the next token after that has come; by the scheduler's clock.
+    `chunks` are the pieces in which its prompt was prefilled since then."""
 
     rid: str
     detokenizer: str
@@ -53,6 +55,8 @@ class Sequence:
     waits_for: Node | None = None
     finish: Finish | None = None
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    phases: Phases = field(default_factory=Phases)
+    chunks: int = 0
 
     @classmethod
     def of(cls, message: Generate) -> Sequence:
@@ -102,10 +106,33 @@ class Sequence:
             return self.token_ids()[: self.prefill_done]
         return self.token_ids()[:-1]
 
+    def begin_decode(self, now: float) -> None:
+        """Its first token since it left the queue has come: the end of a span."""
+        self.phases.enter("decode", now, self._prefill_figures())
+
+    def leave_phase(self, now: float, why: str) -> None:
+        """It leaves the queue or the worker: the end of a span."""
+        if self.state is State.WAITING:
+            figures = {}
+        elif self.prefill_began_s is not None:
+            figures = self._prefill_figures()
+        else:
+            figures = {"mlxfleet.decoded_tokens": self.tokens - self.admitted_tokens}
+        figures["mlxfleet.preemptions"] = self.preemptions
+        self.phases.leave(now, why, figures)
+
+    def _prefill_figures(self) -> dict[str, int]:
+        cached = self.lease.cached_tokens if self.lease is not None else 0
+        return {
+            "mlxfleet.cached_tokens": cached,
+            "mlxfleet.prefilled_tokens": self.prefill_done - cached,
+            "mlxfleet.chunks": self.chunks,
+        }
+
     def to_waiting(self) -> None:
         """Back to the queue: its worker is lost, or its memory is needed."""
         self.state = State.WAITING
-        self.prefill_sent = self.prefill_done = 0
+        self.prefill_sent = self.prefill_done = self.chunks = 0
         self.reserved_tokens = self.reserved_bytes = 0
         self.started = False
         self.lease = self.waits_for = None

@@ -89,6 +89,16 @@ class SimEngine:
         cold = len(self._cold) * BLOCK_TOKENS * self._model.bytes_per_token
         return self._model.weights_bytes + rows + cold
 
+    @property
+    def cache_bytes(self) -> int:
+        """None is kept."""
+        return 0
+
+    @property
+    def peak_bytes(self) -> int:
+        """Not simulated."""
+        return 0
+
     def due_s(self) -> float:
         """Seconds until the pass is over, 0 if there is something to do now. Looks for faults."""
         now = self._clock()

@@ -12,6 +12,7 @@ import zmq
 from mlxfleet.common.config import SimNodesProcess
 from mlxfleet.common.messages import SchedulerToWorker
 from mlxfleet.common.process import MAX_FILES, Service, run_service
+from mlxfleet.common.tracing import make_tracer
 from mlxfleet.workers.scheduler_main import SchedulerService
 from mlxfleet.workers.sim_main import make_engine
 from mlxfleet.workers.sim_model import sim_model
@@ -64,10 +65,11 @@ class SimNodesService(Service):
         """Read the model's configuration once, start all nodes."""
         self._context = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, MAX_FILES)
+        self._tracer = make_tracer(self._told.observe, "scheduler", self._told.name)
         _, first = self._told.nodes[0]
         model = sim_model(first.model_dir, first.options, first.max_context)
         for scheduler_told, worker_told in self._told.nodes:
-            scheduler = SchedulerService(scheduler_told, self._context)
+            scheduler = SchedulerService(scheduler_told, self._context, self._tracer)
             await scheduler.connect()
             self._schedulers.append(scheduler)
             engine = make_engine(worker_told, model)
@@ -83,6 +85,7 @@ class SimNodesService(Service):
         for scheduler in self._schedulers:
             await scheduler.shutdown()
         self._context.term()
+        self._tracer.close()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import zmq
 
 from mlxfleet.common import channels
 from mlxfleet.common.errors import ExitCode, MlxfleetError, RefusedError
-from mlxfleet.common.liveness import HEARTBEAT_S, new_incarnation
+from mlxfleet.common.liveness import HEARTBEAT_S, new_incarnation, resident_bytes
 from mlxfleet.common.messages import (
     Admit,
     Admitted,
@@ -37,7 +37,15 @@ class StepEngine(Protocol):
 
     @property
     def memory_bytes(self) -> int:
-        """Memory that it holds."""
+        """Memory that is in use."""
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory that is kept for reuse."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that was in use."""
 
     def due_s(self) -> float:
         """Seconds for which `step` has nothing to do if no command comes; asked for before every
@@ -134,6 +142,9 @@ class Worker:
                 model=self._model,
                 epoch=self._epoch,
                 memory_bytes=self._engine.memory_bytes,
+                mlx_cache_bytes=self._engine.cache_bytes,
+                mlx_peak_bytes=self._engine.peak_bytes,
+                rss_bytes=resident_bytes(),
                 dropped_frames=self.scheduler.dropped_frames,
             )
         )

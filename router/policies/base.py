@@ -26,7 +26,9 @@ class Candidate(Struct, frozen=True, kw_only=True):
     are to be computed first, at `prefill_tokens_per_s` (0: unknown). `decode_step_s` is a decode
     step with this request in it, `sequence_s` how long sequences run. `kv_full` says that it would
     have to wait for memory. Of the prefix cache's `cache_blocks` so many are free; the one to be
-    evicted next has not been used for `cache_age_s`. All times are multiplied by `weight`.
+    evicted next has not been used for `cache_age_s`. `weight` is how much of its usual work the
+    node should get, 1 for all of it and less if its machine is not well; `slowdown` is how many
+    times as long as usual its times are already.
     """
 
     name: str
@@ -44,6 +46,12 @@ class Candidate(Struct, frozen=True, kw_only=True):
     free_blocks: int = 0
     cache_age_s: float = 0.0
     weight: float = 1.0
+    slowdown: float = 1.0
+
+    @property
+    def foreboding(self) -> float:
+        """By how much times may get longer than they are now, going by the weight; at least 1."""
+        return max(1.0, 1 / (self.weight * self.slowdown))
 
 
 class Policy(Protocol):
@@ -54,6 +62,7 @@ class Policy(Protocol):
 
 
 def pick_least(rng: random.Random, nodes: Sequence[Candidate]) -> str:
-    """The node with the fewest sequences for its weight; ties at random."""
-    least = min(node.sequences * node.weight for node in nodes)
-    return rng.choice([n.name for n in nodes if n.sequences * n.weight == least])
+    """The node with the fewest sequences for its weight, with this one; ties at random."""
+    loads = [(node.sequences + 1) / node.weight for node in nodes]
+    least = min(loads)
+    return rng.choice([n.name for n, load in zip(nodes, loads, strict=True) if load == least])

@@ -10,7 +10,8 @@ from mlxfleet.router.policies.base import Candidate, Policy, Prompt
 
 class Session:
     """Rendezvous hashing: a node that comes or goes moves only the sessions that it gets or had.
-    Requests that name no session are placed by another policy."""
+    Requests that name no session are placed by another policy. Weights move no session, because it
+    would lose what it has cached."""
 
     def __init__(self, otherwise: Policy) -> None:
         self._otherwise = otherwise

@@ -5,6 +5,9 @@ this come, in seconds too, what its choice costs others: its row in every decode
 computed though another node has it cached (so a conversation stays where it is until that node is
 saturated); and what it pushes out of a full prefix cache, which hurts the more the sooner that is
 needed again.
+
+Reports have what passes take now, so a node that is slow all the time needs no weight here. What
+its weight says beyond that is how long things take on it every now and then, as when it swaps.
 """
 
 from __future__ import annotations
@@ -50,7 +53,7 @@ class Ttft:
             rate = node.prefill_tokens_per_s or usual
             prefill_s = (node.waiting_tokens + needed + again) / rate
             seconds = slot_wait_s(node) + prefill_s + steps * node.decode_step_s
-            costs.append(seconds * node.weight)
+            costs.append(seconds * node.foreboding)
         limit = min(costs) * (1 + TIE_SHARE) + TIE_S
         tied = [node for node, cost in zip(nodes, costs, strict=True) if cost <= limit]
         best = max((node.cached_tokens, node.free_blocks) for node in tied)

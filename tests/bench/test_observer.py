@@ -10,18 +10,14 @@ from aiohttp import web
 
 from mlxfleet.bench.observer import Observer
 from mlxfleet.bench.records import Sample
-from mlxfleet.common.messages import Telemetry
+from mlxfleet.common.messages import MachineSample, Telemetry
 
 DEADLINE_S = 20.0
 
 
-class Told:
-    machine = Telemetry(cpu_temperature_c=50.0)
-
-
 class Sensors:
-    def sample(self) -> Told:
-        return Told()
+    def sample(self) -> MachineSample:
+        return MachineSample(machine=Telemetry(cpu_temperature_c=50.0))
 
 
 async def observe(fleet: web.Response, wanted: int) -> list[Sample]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import pytest
 from mlxfleet.common import config
 from mlxfleet.common.config import (
     FleetOptions,
+    MachineOptions,
     RouterOptions,
     SchedulerOptions,
     SchedulerProcess,
+    TelemetryProcess,
     WorkerOptions,
     WorkerProcess,
 )
@@ -40,6 +43,18 @@ def test_every_node_is_a_scheduler_and_its_worker(tmp_path: Path) -> None:
         assert scheduler.node == f"node-{i}"
         assert scheduler.worker_address == worker.scheduler_address
         assert worker.machine_share == pytest.approx(1 / 3)
+
+
+def test_one_process_reads_the_sensors_for_all_nodes_unless_that_is_off(tmp_path: Path) -> None:
+    specs = make_specs(launch(nodes=2), tmp_path, Path("model"), "model", ())
+    [telemetry] = [spec for spec in specs if spec.name == "telemetry"]
+    assert not telemetry.vital
+    told = config.load(TelemetryProcess, tmp_path / "telemetry.json")
+    scheduler = config.load(SchedulerProcess, tmp_path / "scheduler-1.json")
+    assert told.address == scheduler.telemetry_address != ""
+    off = dataclasses.replace(launch(), machine=MachineOptions(telemetry="off"))
+    assert "telemetry" not in [s.name for s in make_specs(off, tmp_path, Path("m"), "m", ())]
+    assert config.load(SchedulerProcess, tmp_path / "scheduler-0.json").telemetry_address == ""
 
 
 def test_nodes_have_addresses_of_their_own(tmp_path: Path) -> None:

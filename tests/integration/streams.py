@@ -1,8 +1,11 @@
-"""Streams that are compared with those of an undisturbed run."""
+"""Streams that are compared with those of an undisturbed run, and one that nobody waits for."""
 
 from __future__ import annotations
 
+import json
+import socket
 import threading
+import urllib.parse
 from dataclasses import dataclass, field
 
 from tests.integration.fleet import Fleet
@@ -53,3 +56,15 @@ def make_streams() -> list[Stream]:
         )
         for i in range(STREAMS)
     ]
+
+
+def hang_up(fleet: Fleet) -> None:
+    """Start a long stream, read its beginning and go away."""
+    body = json.dumps({"prompt": "Hello", "max_tokens": 400, "stream": True}).encode()
+    address = urllib.parse.urlsplit(fleet.url)
+    with socket.create_connection((address.hostname, address.port), timeout=30) as connection:
+        connection.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+        )
+        connection.recv(64)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import socket
-import urllib.parse
 from collections.abc import Iterator
 
 import pytest
 
 from tests.integration.fleet import Fleet, wait_for
+from tests.integration.streams import hang_up
 
 ANSWERED = "mlxfleet_requests_answered_total"
 SIM = ("--engine", "sim", "--sim-step-ms", "5", "--nodes", "2", "--served-model-name", "served")
@@ -30,18 +29,6 @@ def ask(fleet: Fleet, **fields: object) -> int:
 def answered(fleet: Fleet, outcome: str, model: str = "served") -> float:
     """Requests that ended so."""
     return fleet.metric(ANSWERED, endpoint="completions", outcome=outcome, model=model)
-
-
-def hang_up(fleet: Fleet) -> None:
-    """Start a long stream, read its beginning and go away."""
-    body = json.dumps({"prompt": "Hello", "max_tokens": 400, "stream": True}).encode()
-    address = urllib.parse.urlsplit(fleet.url)
-    with socket.create_connection((address.hostname, address.port), timeout=30) as connection:
-        connection.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-            b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
-        )
-        connection.recv(64)
 
 
 def test_outcomes_are_told_apart(sim_fleet: Fleet) -> None:

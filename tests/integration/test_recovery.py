@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import msgspec
 import pytest
+import zmq
 
+from mlxfleet.common.messages import Finish, Hello, OpenStream, StreamLost, Text, Tokens
 from tests.integration.fleet import Fleet, wait_for
 from tests.integration.streams import (
     KILL_AFTER_CHUNKS,
@@ -15,6 +20,7 @@ from tests.integration.streams import (
     Stream,
     make_streams,
 )
+from tests.integration.test_frames import against_false_server
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +102,52 @@ def answers(fleet: Fleet) -> bool:
         return fleet.get("/health")[0] == 200
     except OSError:
         return False
+
+
+def test_last_tokens_that_overtake_their_stream_are_asked_for_again(tiny_model: Path) -> None:
+    """Tokens and streams come over different links, and after the last ones no gap shows up."""
+    with (
+        against_false_server("detokenizer-0", tiny_model) as (_, server, _),
+        zmq.Context() as context,
+        context.socket(zmq.PUSH) as node,
+    ):
+        decoder = msgspec.msgpack.Decoder(Hello | StreamLost | Text)
+
+        def next_but_hello() -> StreamLost | Text:
+            end = time.monotonic() + 30.0
+            while time.monotonic() < end and server.poll(30_000):
+                message = decoder.decode(server.recv_multipart()[1])
+                if not isinstance(message, Hello):
+                    return message
+            raise AssertionError("the detokenizer says nothing")
+
+        def send_tokens(rid: str) -> None:
+            tokens = Tokens([rid], [0], [[5, 6]], {0: Finish("length")}, {})
+            node.send(msgspec.msgpack.encode(tokens))
+
+        assert server.poll(60_000), "the process is silent"
+        sender, frame = server.recv_multipart()
+        node.linger = 0
+        node.connect(decoder.decode(frame).token_address)
+        opening = msgspec.msgpack.encode(
+            OpenStream(rid="late", prompt_tail=[1], output_ids=[], sent_chars=0, stop=[])
+        )
+        send_tokens("late")
+        assert next_but_hello() == StreamLost("late")
+        send_tokens("late")
+        # When this is answered, what was sent before it has been looked at.
+        send_tokens("unknown")
+        assert next_but_hello() == StreamLost("unknown")
+        server.send_multipart([sender, opening])
+        assert next_but_hello() == StreamLost("late")
+        server.send_multipart([sender, opening])
+        send_tokens("late")
+        answer = next_but_hello()
+        while not isinstance(answer, Text):
+            # Again they were faster.
+            assert answer == StreamLost("late")
+            server.send_multipart([sender, opening])
+            send_tokens("late")
+            answer = next_but_hello()
+        assert answer.ids == [[5, 6]]
+        assert answer.finish == {0: Finish("length")}

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.integration.collector import PROTOBUF
 from tests.integration.fleet import Fleet, wait_for
 from tests.integration.streams import KILL_AFTER_CHUNKS, MAX_TOKENS, STREAMS, Stream, make_streams
 
@@ -49,7 +50,7 @@ def undisturbed(sim_fleet: Fleet) -> list[Stream]:
     return streams
 
 
-def test_no_process_has_mlx(sim_fleet: Fleet) -> None:
+def test_no_process_has_mlx_or_opentelemetry(sim_fleet: Fleet) -> None:
     sim_fleet.post("/v1/completions", {"prompt": "Hi", "max_tokens": 2})
     if not Path("/proc/self/maps").exists():
         pytest.skip("maps are read from /proc")
@@ -58,6 +59,7 @@ def test_no_process_has_mlx(sim_fleet: Fleet) -> None:
         maps = Path(f"/proc/{process.pid}/maps").read_text()
         assert "libmlx" not in maps
         assert "openblas-pthread" not in maps
+        assert PROTOBUF not in maps
     assert "openblas" not in sim_fleet.output
 
 

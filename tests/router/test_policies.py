@@ -48,7 +48,7 @@ def test_ties_are_random() -> None:
     ids=str,
 )
 def test_the_node_that_answers_sooner_is_chosen(better: dict[str, object]) -> None:
-    worse = {"waiting_tokens": 200, "decode_step_s": 0.02, "weight": 1.5, "free_blocks": 500}
+    worse = {"waiting_tokens": 200, "decode_step_s": 0.02, "weight": 0.7, "free_blocks": 500}
     worse = {key: value for key, value in worse.items() if key in better}
     assert pick(node("a", **worse), node("b", **better)) == "b"
 
@@ -101,9 +101,30 @@ def test_round_robin_takes_turns_also_when_nodes_change() -> None:
     assert policy.pick(PROMPT, [node("a"), node("c")]) == "a"
 
 
+def test_round_robin_passes_over_those_that_are_not_well() -> None:
+    policy = RoundRobin()
+    nodes = [node("a"), node("b", weight=0.5), node("c", weight=0.25)]
+    chosen = Counter(policy.pick(PROMPT, nodes) for _ in range(140))
+    assert chosen == {"a": 80, "b": 40, "c": 20}
+
+
+def test_what_is_slow_already_is_not_slowed_down_once_more() -> None:
+    """Times are those of now, and a weight of 0.5 says no more than a slow-down of 2 does."""
+    slow = node("a", decode_step_s=0.02, weight=0.5, slowdown=2.0)
+    assert pick(slow, node("b", decode_step_s=0.03)) == "a"
+    # Fast now, but its memory is short.
+    swaps = node("a", decode_step_s=0.02, weight=0.25)
+    assert pick(swaps, node("b", decode_step_s=0.03)) == "b"
+
+
+def test_a_node_that_is_not_well_gets_what_others_have_no_room_for() -> None:
+    full = node("a", sequences=40, slots=32, sequence_s=20.0)
+    assert pick(full, node("b", weight=0.25)) == "b"
+
+
 def test_least_loaded_counts_sequences() -> None:
     policy = LeastLoaded(random.Random(1))
-    nodes = [node("a", sequences=2), node("b", sequences=1), node("c", sequences=1, weight=3.0)]
+    nodes = [node("a", sequences=2), node("b", sequences=1), node("c", sequences=1, weight=0.3)]
     assert policy.pick(PROMPT, nodes) == "b"
 
 

@@ -12,7 +12,7 @@ import pytest
 from mlxfleet.common.block_hashes import block_hashes
 from mlxfleet.common.config import Routing as RoutingName
 from mlxfleet.common.kv_sizes import BLOCK_TOKENS
-from mlxfleet.common.messages import KvEvents, NodeStatus, Sampling
+from mlxfleet.common.messages import KvEvents, NodeStatus, Sampling, Telemetry
 from mlxfleet.router.metrics import Metrics
 from mlxfleet.router.routing import LINGER_S, Routing
 from mlxfleet.router.routing_metrics import RoutingCollector
@@ -176,3 +176,19 @@ def test_a_decision_for_64_nodes_and_a_long_prompt_takes_less_than_a_millisecond
         bench.routing.sent(sequence)
     # The median has no share in what else the machine does; the bench measures the p99.
     assert sorted(times)[len(times) // 2] < 0.001
+
+
+@pytest.mark.parametrize("policy", ["ttft", "least_loaded", "power_of_two", "round_robin"])
+def test_a_machine_short_of_memory_gets_less(policy: RoutingName) -> None:
+    bench = Bench(4, policy)
+    bench.nodes[1] = bench.report("n1", telemetry=Telemetry(memory_pressure=2))
+    placed = Counter(bench.send(prompt(number)).node for number in range(100))
+    assert 0 < placed["n1"] < 15
+    assert min(placed[name] for name in ("n0", "n2", "n3")) > 20
+
+
+def test_weights_can_be_switched_off() -> None:
+    bench = Bench(1)
+    bench.routing = Routing("ttft", max_index_blocks=10, node_weights=False)
+    bench.report("n0", fresh=True, slowdown=5.0)
+    assert bench.routing.weights.among(["n0", "n1"]) == {"n0": 1.0, "n1": 1.0}

@@ -121,7 +121,7 @@ class Node:
     clock: Clock = field(default_factory=Clock)
 
     def __post_init__(self) -> None:
-        self.scheduler = Scheduler(self.scheduling)
+        self.scheduler = Scheduler(self.scheduling, now=self.clock)
         self.engine = engine_of(self.options, self.clock)
         self.scheduler.worker_ready(model_of(self.options))
         self.tokens: dict[str, list[int]] = {}
