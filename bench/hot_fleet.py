@@ -84,8 +84,8 @@ class Options:
 
 
 class Round(Struct, frozen=True):
-    """What a round showed: times from when a request was due to the last token, and each node's share of the
-    prompt tokens."""
+    """What a round showed: times from when a request was due to the last token, and each node's
+    share of the prompt tokens."""
 
     durations_s: list[float]
     errors: list[str]
