@@ -5,14 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import sys
-import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import msgspec
@@ -21,21 +16,18 @@ from rich.console import Console
 from mlxfleet.bench.arrivals import ClosedLoop
 from mlxfleet.bench.client import Target, open_session
 from mlxfleet.bench.conversations import Conversation
-from mlxfleet.bench.git_state import git_state
 from mlxfleet.bench.load import Load, LoadRun, run_load
-from mlxfleet.bench.machine import describe_machine, own_versions
 from mlxfleet.bench.observer import Observer
 from mlxfleet.bench.plans import DEFAULT_CONCURRENCY, Plan, Source, plans, warm_up
 from mlxfleet.bench.progress import shown
 from mlxfleet.bench.prompt_tokens import WordBook, open_word_book
 from mlxfleet.bench.recorder import Recorder
-from mlxfleet.bench.records import Request, Run, Sample, Summary
+from mlxfleet.bench.records import Sample, Summary
+from mlxfleet.bench.run_record import run_record, title_of
 from mlxfleet.bench.serve_options import Options
 from mlxfleet.bench.server_words import IGNORE_EOS, model_of, probe, said
-from mlxfleet.bench.summary_tables import figures_table, times_table, warnings
+from mlxfleet.bench.summary_tables import print_report
 from mlxfleet.common.telemetry.source import AUTO, open_source
-
-PACKAGES = ("mlxfleet", "aiohttp", "uvloop", "msgspec", "tokenizers")
 
 
 class Bench:
@@ -98,7 +90,7 @@ class Bench:
         wanted = self._source.wanted(plan, options.requests)
         self._console.print(f"making {wanted:,} prompts", highlight=False)
         conversations = await self._source.conversations(plan, options.requests)
-        described = self._run_record(plan)
+        described = run_record(self._options, self._target, plan, self._words)
         title = title_of(described)
         load = Load(
             target=self._target,
@@ -120,7 +112,7 @@ class Bench:
             self._recorder.write(summary)
             self._recorder.flush()
             self.summaries.append(summary)
-            show(title, summary, run.records)
+            print_report(title, summary, run.records)
 
     async def _warm_up(self, plan: Plan, conversations: Sequence[Conversation]) -> None:
         count = self._options.arrival.warmup
@@ -154,78 +146,6 @@ class Bench:
                 watching.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await watching
-
-    def _run_record(self, plan: Plan) -> Run:
-        options = self._options
-        data: dict[str, Any] = {
-            **plain(asdict(options.data)),
-            "ignore_eos": IGNORE_EOS in self._target.fields(),
-            "extra_body": options.target.body(),
-        }
-        more = plain(asdict(options.arrival))
-        swept = ("concurrency", "request_rate", "burstiness", "trace_speed")
-        return Run(
-            id=uuid.uuid4().hex[:12],
-            began=datetime.now(UTC).isoformat(timespec="seconds"),
-            url=self._target.url,
-            endpoint=self._target.endpoint,
-            model=self._target.model,
-            arrival={
-                **plan.described(options.arrival),
-                **{name: value for name, value in more.items() if name not in swept},
-            },
-            data=data,
-            slos=options.report.slos_ms(),
-            seed=plan.seed,
-            command_line=sys.argv,
-            machine=describe_machine(),
-            versions=own_versions(PACKAGES),
-            git=git_state(),
-            server=self._words,
-        )
-
-
-def plain(options: dict[str, Any]) -> dict[str, Any]:
-    """Options as JSON has them."""
-    return {name: str(v) if isinstance(v, Path) else v for name, v in options.items()}
-
-
-def title_of(run: Run) -> str:
-    """What is special about a run."""
-    match run.arrival["kind"]:
-        case "closed_loop":
-            return f"{run.arrival['concurrency']} streams at once"
-        case "open_loop":
-            return f"{run.arrival['request_rate']} requests/s"
-        case _:
-            return f"trace, {run.arrival['trace_speed']:g} times as fast"
-
-
-def show(title: str, summary: Summary, requests: Sequence[Request]) -> None:
-    """Print the report."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
-    for warning in [*warnings(summary), *length_warnings(requests)]:
-        console.print(f"WARNING: {warning}", style="bold yellow", markup=False, highlight=False)
-    console.print(figures_table(title, summary))
-    console.print(times_table(summary))
-    for message in sorted({r.error.message for r in requests if r.error is not None})[:5]:
-        console.print(f"error: {message}", style="red", markup=False, highlight=False)
-
-
-def length_warnings(requests: Sequence[Request]) -> list[str]:
-    """Whether the server counts other prompt lengths than were made."""
-    pairs = [(r.planned_input_tokens, r.input_tokens) for r in requests]
-    known = [(planned, told) for planned, told in pairs if None not in (planned, told)]
-    wrong = [(planned, told) for planned, told in known if planned != told]
-    if not wrong:
-        return []
-    planned, told = wrong[0]
-    return [
-        f"The server counts other lengths of {len(wrong):,} of {len(known):,} prompts, the first"
-        f" {told} tokens instead of {planned}: is --tokenizer that of its model?"
-    ]
 
 
 async def serve(options: Options, console: Console) -> list[Summary]:
