@@ -15,11 +15,9 @@ import asyncio
 import random
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from statistics import median
 
@@ -31,9 +29,12 @@ from msgspec import Struct
 from rich.console import Console
 from rich.table import Table
 
-from mlxfleet.bench.client import Load, RequestFailed, failure_of, request
+from mlxfleet.bench.arrivals import OpenLoop, gamma_times
+from mlxfleet.bench.client import Target
+from mlxfleet.bench.conversations import Conversation, Turn
+from mlxfleet.bench.figures import percentile
+from mlxfleet.bench.load import Load, run_load
 from mlxfleet.bench.prompts import random_prompts
-from mlxfleet.bench.result import RequestResult, percentile
 from mlxfleet.bench.servers import ServerError, ServerSpec, mlxfleet_spec, serving
 
 NODES = ("node-0", "node-1", "node-2", "node-3")
@@ -82,16 +83,9 @@ class Options:
     """Of arrivals, prompts, lengths and stalls."""
 
 
-class Planned(Struct, frozen=True):
-    """A request and when it is sent, in seconds since the start of its round."""
-
-    at_s: float
-    load: Load
-
-
 class Round(Struct, frozen=True):
-    """What a round showed: times from sending to the last token, and each node's share of the
-    prompt tokens."""
+    """What a round showed: times from when a request was due to the last token, and each node's
+    share of the prompt tokens."""
 
     durations_s: list[float]
     errors: list[str]
@@ -116,26 +110,22 @@ class SeenFleet(Struct, frozen=True):
     nodes: list[SeenNode]
 
 
-def plan(options: Options, url: str, number: int, seconds: float) -> list[Planned]:
+def plan(options: Options, url: str, number: int, seconds: float) -> Load:
     """The requests of a round: of one number the same for both sides."""
     rng = random.Random(f"{options.seed} {number}")
     expected = int(options.rate * seconds)
-    arrivals = accumulate(rng.expovariate(options.rate) for _ in range(expected))
+    due_s = gamma_times(options.rate, 1.0, expected, rng)
     prompts = random_prompts(expected, options.prompt_words, seed=f"{options.seed} {number}")
     half = options.max_tokens // 2
-    return [
-        Planned(
-            at_s,
-            Load(
-                url=url,
-                prompts=[prompt],
-                requests=1,
-                concurrency=1,
-                max_tokens=options.max_tokens + rng.randint(-half, half),
-            ),
-        )
-        for at_s, prompt in zip(arrivals, prompts, strict=True)
+    turns = [
+        Turn(text=prompt, max_tokens=options.max_tokens + rng.randint(-half, half))
+        for prompt in prompts
     ]
+    return Load(
+        target=Target(url=url, timeout_s=120.0),
+        conversations=[Conversation((turn,)) for turn in turns],
+        arrival=OpenLoop(due_s),
+    )
 
 
 def stalls(rng: random.Random) -> Iterator[tuple[float, float]]:
@@ -153,30 +143,17 @@ async def swap(make: Callable[[str], object], rng: random.Random) -> None:
         await asyncio.sleep(stall_s)
 
 
-async def send(session: aiohttp.ClientSession, planned: Planned, began: float) -> RequestResult:
-    """One request at its time. Its times count from then, however late this process is."""
-    await asyncio.sleep(began + planned.at_s - time.perf_counter())
-    result = RequestResult(index=0, start_s=planned.at_s)
-    try:
-        await request(session, planned.load, planned.load.prompts[0], result)
-    except (RequestFailed, TimeoutError, aiohttp.ClientError, OSError) as error:
-        result.error = failure_of(error)
-    result.duration_s = time.perf_counter() - began - planned.at_s
-    return result
-
-
-async def run_round(session: aiohttp.ClientSession, requests: list[Planned]) -> Round:
-    """Send all of them, wait for all answers."""
-    url = requests[0].load.url
-    before = await prompt_tokens(session, url)
-    began = time.perf_counter()
-    results = await asyncio.gather(*(send(session, planned, began) for planned in requests))
-    after = await prompt_tokens(session, url)
+async def run_round(session: aiohttp.ClientSession, load: Load) -> Round:
+    """Send all of them, wait for all answers. Times count from when a request was due, however late
+    this process is."""
+    before = await prompt_tokens(session, load.target.url)
+    requests = (await run_load(load)).requests
+    after = await prompt_tokens(session, load.target.url)
     computed = {node: after[node] - before[node] for node in NODES}
     total = sum(computed.values()) or 1
     return Round(
-        [result.duration_s for result in results if result.error is None],
-        [result.error.message for result in results if result.error is not None],
+        [r.sent_s - r.due_s + r.duration_s for r in requests if r.error is None],
+        [r.error.message for r in requests if r.error is not None],
         {node: tokens / total for node, tokens in computed.items()},
     )
 
@@ -215,9 +192,9 @@ async def run(options: Options, console: Console) -> dict[str, list[Round]]:
         for number in range(1, options.rounds + 1):
             # Who is first changes from round to round.
             for side in sorted(SIDES, reverse=number % 2 == 0):
-                requests = plan(options, specs[side].url, number, options.seconds)
+                load = plan(options, specs[side].url, number, options.seconds)
                 swapping = asyncio.create_task(swap(faults.write_text, random.Random(number)))
-                rounds[side].append(await run_round(session, requests))
+                rounds[side].append(await run_round(session, load))
                 swapping.cancel()
                 console.print(f"round {number} of {options.rounds}, weights {side}: done")
     return rounds

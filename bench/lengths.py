@@ -11,6 +11,8 @@ from msgspec import Struct
 from mlxfleet.common.errors import ConfigError
 
 FORMS = "N, uniform:LEAST:MOST, or lognormal:MEDIAN:SIGMA[:MOST]"
+MOST_TOKENS = 10_000_000
+MOST_SIGMA = 5.0
 # Where a lognormal length is cut if nothing is said, in medians.
 LOGNORMAL_MOST = 10
 
@@ -67,14 +69,15 @@ def make(kind: str, values: Sequence[str]) -> Lengths:
     match kind, values:
         case "fixed", [tokens]:
             lengths: Lengths = Fixed(int(tokens))
-            sensible = int(tokens) >= 1
+            sensible = 1 <= int(tokens) <= MOST_TOKENS
         case "uniform", [least, most]:
             lengths = Uniform(int(least), int(most))
-            sensible = 1 <= lengths.least <= lengths.most
+            sensible = 1 <= lengths.least <= lengths.most <= MOST_TOKENS
         case "lognormal", [median, sigma, *rest] if len(rest) < 2:
             longest = int(rest[0]) if rest else LOGNORMAL_MOST * int(median)
             lengths = Lognormal(int(median), float(sigma), longest)
-            sensible = 1 <= lengths.median <= longest and 0 <= lengths.sigma < math.inf
+            fits = 1 <= lengths.median <= longest <= MOST_TOKENS
+            sensible = fits and 0 <= lengths.sigma <= MOST_SIGMA
         case _:
             raise ValueError(kind)
     if not sensible:

@@ -6,7 +6,6 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import accumulate
 
 import aiohttp
 from msgspec import Struct
@@ -38,6 +37,14 @@ class Load(Struct, frozen=True, kw_only=True):
     """Counts the tokens of answers of a server that does not."""
 
 
+class Numbered(Struct, frozen=True):
+    """A conversation, its number in the plan, and the number of its first request."""
+
+    number: int
+    first_request: int
+    conversation: Conversation
+
+
 class LoadResult(Struct, frozen=True):
     """A whole run."""
 
@@ -52,6 +59,8 @@ class LoadRun:
     """
 
     def __init__(self, load: Load, on_record: Callable[[Request], None] | None = None) -> None:
+        """ConfigError if the system does not allow so many connections."""
+        allow_connections(most_at_once(load) + SPARE_FILES)
         self._load = load
         self._on_record = on_record
         self._meter = CostMeter()
@@ -70,66 +79,51 @@ class LoadRun:
     async def run(self) -> None:
         """Run it to its end."""
         load = self._load
-        allow_connections(most_at_once(load) + SPARE_FILES)
-        turns = (len(conversation.turns) for conversation in load.conversations)
-        numbered = zip(accumulate(turns, initial=0), load.conversations, strict=False)
         async with (
             open_session(load.target) as session,
             self._meter.measuring(),
             asyncio.TaskGroup() as tasks,
         ):
             self._began = time.perf_counter()
+            queue = numbered(load.conversations)
             match load.arrival:
                 case ClosedLoop(concurrency):
-                    queue = enumerate(numbered)
                     for _ in range(min(concurrency, len(load.conversations))):
                         tasks.create_task(self._user(session, queue))
                 case OpenLoop(due_s):
-                    for due, (number, (index, conversation)) in zip(
-                        due_s, enumerate(numbered), strict=False
-                    ):
+                    for due, one in zip(due_s, queue, strict=False):
                         if due > load.max_seconds:
                             break
                         await sleep_until(self._began + due)
-                        tasks.create_task(self._converse(session, number, index, conversation, due))
+                        tasks.create_task(self._converse(session, one, due))
 
-    async def _user(
-        self,
-        session: aiohttp.ClientSession,
-        queue: Iterator[tuple[int, tuple[int, Conversation]]],
-    ) -> None:
+    async def _user(self, session: aiohttp.ClientSession, queue: Iterator[Numbered]) -> None:
         """Takes conversations off the common queue until there are none left."""
-        for number, (index, conversation) in queue:
-            await self._converse(session, number, index, conversation, self.elapsed_s)
+        for one in queue:
+            await self._converse(session, one, self.elapsed_s)
 
-    async def _converse(
-        self,
-        session: aiohttp.ClientSession,
-        number: int,
-        index: int,
-        conversation: Conversation,
-        due_s: float,
-    ) -> None:
+    async def _converse(self, session: aiohttp.ClientSession, one: Numbered, due_s: float) -> None:
         """One conversation, which ends early if a request fails or time is over."""
-        history = History(conversation, self._load.target.endpoint)
-        for position, turn in enumerate(conversation.turns):
+        target = self._load.target
+        history = History(one.conversation, target.endpoint)
+        for position, turn in enumerate(one.conversation.turns):
             if turn.think_s:
                 due_s += turn.think_s
                 await sleep_until(self._began + due_s)
             if self.elapsed_s > self._load.max_seconds:
                 return
-            body = self._load.target.encode(history.ask(turn.text), turn.max_tokens)
+            body = target.encode(history.ask(turn.text), turn.max_tokens)
             record = Request(
                 run=self._load.run,
-                index=index + position,
-                conversation=number,
+                index=one.first_request + position,
+                conversation=one.number,
                 turn=position,
                 due_s=due_s,
                 sent_s=self.elapsed_s,
             )
             self.running += 1
             try:
-                answer = await ask(session, self._load.target, body, record)
+                answer = await ask(session, target, body, record)
             finally:
                 self.running -= 1
             self._ended(answer, turn)
@@ -164,6 +158,14 @@ class LoadRun:
         late_sends_s = [record.sent_s - record.due_s for record in records]
         cost = self._meter.cost(late_sends_s, measured)
         return summarize(self._load.run, records, self._load.slos_ms, cost)
+
+
+def numbered(conversations: Sequence[Conversation]) -> Iterator[Numbered]:
+    """In order."""
+    first_request = 0
+    for number, conversation in enumerate(conversations):
+        yield Numbered(number, first_request, conversation)
+        first_request += len(conversation.turns)
 
 
 async def run_load(load: Load) -> LoadResult:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import importlib
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Protocol
 
 import aiohttp
 import msgspec
@@ -17,24 +15,10 @@ from msgspec import Struct
 
 from mlxfleet.bench.records import Sample
 from mlxfleet.common.messages import Telemetry
+from mlxfleet.common.telemetry.source import AUTO, Source, open_source
 
 PERIOD_S = 1.0
 POLL_TIMEOUT = aiohttp.ClientTimeout(total=PERIOD_S)
-
-
-class MachineSample(Protocol):
-    """What a source gives."""
-
-    @property
-    def machine(self) -> Telemetry:
-        """What all of the machine's nodes share."""
-
-
-class Source(Protocol):
-    """The machine's sensors."""
-
-    def sample(self) -> MachineSample:
-        """The latest, without waiting."""
 
 
 class Node(Struct):
@@ -52,13 +36,8 @@ class Fleet(Struct):
 
 @functools.cache
 def machine_sensors() -> Source | None:
-    """This machine's, which are opened once; None in an installation without the reader."""
-    try:
-        module = importlib.import_module("mlxfleet.common.telemetry.source")
-    except ModuleNotFoundError:
-        return None
-    source: Source = module.open_source("auto")
-    return source
+    """This machine's, which are opened once."""
+    return open_source(AUTO)
 
 
 class Observer:

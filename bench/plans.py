@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import random
+import time
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
@@ -10,7 +13,7 @@ from typing import Any
 from msgspec import Struct
 
 from mlxfleet.bench.arrivals import Arrival, ClosedLoop, OpenLoop, gamma_times, replay_times
-from mlxfleet.bench.conversations import Conversation
+from mlxfleet.bench.conversations import Conversation, of_prompts
 from mlxfleet.bench.lengths import parse_lengths
 from mlxfleet.bench.prompt_tokens import WordBook
 from mlxfleet.bench.prompts import random_prompts
@@ -26,6 +29,7 @@ REQUESTS_PER_STREAM = 8
 LEAST_REQUESTS = 100
 # All texts are made before a run, so that making them does not slow the client down in it.
 MOST_CHARACTERS = 2**30
+REST_EVERY_S = 0.1
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -40,8 +44,10 @@ class Plan(Struct, frozen=True, kw_only=True):
         if self.concurrency is not None:
             return {"kind": "closed_loop", "concurrency": self.concurrency}
         if self.rate is not None:
+            # JSON has no infinite numbers.
+            rate = "inf" if math.isinf(self.rate) else self.rate
             burstiness = options.burstiness
-            return {"kind": "open_loop", "request_rate": self.rate, "burstiness": burstiness}
+            return {"kind": "open_loop", "request_rate": rate, "burstiness": burstiness}
         return {"kind": "replay", "trace_speed": options.trace_speed}
 
 
@@ -77,13 +83,12 @@ class Source:
             )
         self._output = parse_lengths(output or DEFAULT_OUTPUT_TOKENS, "--output-tokens")
 
-    def conversations(self, plan: Plan, requests: int | None) -> list[Conversation]:
+    async def conversations(self, plan: Plan, requests: int | None) -> list[Conversation]:
         """Those of a run, cut at its number of requests."""
-        wanted = self._wanted(plan, requests)
-        made = self._endless(f"{plan.seed}")
-        return bounded(made, wanted)
+        return await take(self._endless(f"{plan.seed}"), self.wanted(plan, requests))
 
-    def _wanted(self, plan: Plan, requests: int | None) -> int:
+    def wanted(self, plan: Plan, requests: int | None) -> int:
+        """How many requests a run has."""
         if requests is not None:
             return requests
         if self._data.trace is not None:
@@ -121,11 +126,11 @@ class Source:
         return OpenLoop(replay_times(timestamps_s(self._lines)[:count], options.trace_speed))
 
 
-def bounded(made: Iterable[Conversation], requests: int) -> list[Conversation]:
+async def take(made: Iterable[Conversation], requests: int) -> list[Conversation]:
     """Conversations of so many requests together, or of fewer if there are no more. ConfigError if
-    they are too much text."""
+    they are too much text. Can be cancelled while it makes them."""
     found: list[Conversation] = []
-    left, characters = requests, 0
+    left, characters, rest_at = requests, 0, 0.0
     for conversation in made:
         turns = conversation.turns[:left]
         found.append(Conversation(turns, conversation.before))
@@ -135,6 +140,9 @@ def bounded(made: Iterable[Conversation], requests: int) -> list[Conversation]:
             raise ConfigError("the prompts are more than 1 GB of text: lower --requests")
         if left == 0:
             break
+        if time.perf_counter() > rest_at:
+            await asyncio.sleep(0)
+            rest_at = time.perf_counter() + REST_EVERY_S
     return found
 
 
@@ -143,8 +151,8 @@ def warm_up(conversations: Sequence[Conversation], count: int, seed: str) -> lis
     of the run is cached by them."""
     found = []
     for number, conversation in enumerate(islice(conversations, count)):
-        turn = conversation.turns[0]
-        words = max(len(turn.text.split()), 1)
-        [text] = random_prompts(1, words, seed=f"{seed}/warm-up/{number}")
-        found += [Conversation((type(turn)(text=text, max_tokens=turn.max_tokens),))]
+        first = conversation.turns[0]
+        words = max(len(first.text.split()), 1)
+        prompts = random_prompts(1, words, seed=f"{seed}/warm-up/{number}")
+        found += of_prompts(prompts, first.max_tokens)
     return found

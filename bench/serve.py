@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import msgspec
@@ -18,21 +13,18 @@ from rich.console import Console
 from mlxfleet.bench.arrivals import ClosedLoop
 from mlxfleet.bench.client import Target, open_session
 from mlxfleet.bench.conversations import Conversation
-from mlxfleet.bench.git_state import git_state
 from mlxfleet.bench.interrupts import cancel_on_signals
 from mlxfleet.bench.load import Load, LoadRun, run_load
-from mlxfleet.bench.machine import describe_machine, own_versions
 from mlxfleet.bench.observer import Observer, machine_sensors, watching
 from mlxfleet.bench.plans import DEFAULT_CONCURRENCY, Plan, Source, plans, warm_up
 from mlxfleet.bench.progress import shown
 from mlxfleet.bench.prompt_tokens import WordBook, open_word_book
 from mlxfleet.bench.recorder import Recorder
-from mlxfleet.bench.records import Request, Run, Sample, Summary
+from mlxfleet.bench.records import Run, Sample, Summary
+from mlxfleet.bench.run_record import run_record, title_of
 from mlxfleet.bench.serve_options import Options
 from mlxfleet.bench.server_words import IGNORE_EOS, model_of, probe, said
-from mlxfleet.bench.summary_tables import figures_table, times_table, warnings
-
-PACKAGES = ("mlxfleet", "aiohttp", "uvloop", "msgspec", "tokenizers")
+from mlxfleet.bench.summary_tables import print_report
 
 
 class Bench:
@@ -90,7 +82,10 @@ class Bench:
 
     async def _one_run(self, plan: Plan) -> None:
         """Cancelled, it still leaves a summary of what has ended."""
-        described, load = self.prepared(plan, self._options.arrival.requests)
+        requests = self._options.arrival.requests
+        wanted = self._source.wanted(plan, requests)
+        self._console.print(f"making {wanted:,} prompts", highlight=False)
+        described, load = await self.prepared(plan, requests)
         title = title_of(described)
         await self._warm_up(plan, load.conversations)
         async with self.recorded(described, load) as run:
@@ -98,13 +93,13 @@ class Bench:
                 async with shown(run, title, self._console):
                     await run.run()
             finally:
-                show(title, run.summary(), run.records)
+                print_report(title, run.summary(), run.records)
 
-    def prepared(self, plan: Plan, requests: int | None) -> tuple[Run, Load]:
+    async def prepared(self, plan: Plan, requests: int | None) -> tuple[Run, Load]:
         """A run of so many requests, as it is written down and as it is done."""
         options = self._options.arrival
-        conversations = self._source.conversations(plan, requests)
-        described = self._run_record(plan)
+        conversations = await self._source.conversations(plan, requests)
+        described = run_record(self._options, self._target, plan, self._words)
         load = Load(
             target=self._target,
             conversations=conversations,
@@ -164,78 +159,6 @@ class Bench:
         fleet_url = f"{self._target.url}/fleet" if "fleet" in self._words else None
         async with aiohttp.ClientSession(headers=dict(self._target.headers)) as session:
             yield Observer(session, machine_sensors(), fleet_url, on_sample)
-
-    def _run_record(self, plan: Plan) -> Run:
-        options = self._options
-        data: dict[str, Any] = {
-            **plain(asdict(options.data)),
-            "ignore_eos": IGNORE_EOS in self._target.fields(),
-            "extra_body": options.target.body(),
-        }
-        more = plain(asdict(options.arrival))
-        swept = ("concurrency", "request_rate", "burstiness", "trace_speed")
-        return Run(
-            id=uuid.uuid4().hex[:12],
-            began=datetime.now(UTC).isoformat(timespec="seconds"),
-            url=self._target.url,
-            endpoint=self._target.endpoint,
-            model=self._target.model,
-            arrival={
-                **plan.described(options.arrival),
-                **{name: value for name, value in more.items() if name not in swept},
-            },
-            data=data,
-            slos=options.report.slos_ms(),
-            seed=plan.seed,
-            command_line=sys.argv,
-            machine=describe_machine(),
-            versions=own_versions(PACKAGES),
-            git=git_state(),
-            server=self._words,
-        )
-
-
-def plain(options: dict[str, Any]) -> dict[str, Any]:
-    """Options as JSON has them."""
-    return {name: str(v) if isinstance(v, Path) else v for name, v in options.items()}
-
-
-def title_of(run: Run) -> str:
-    """What is special about a run."""
-    match run.arrival["kind"]:
-        case "closed_loop":
-            return f"{run.arrival['concurrency']} streams at once"
-        case "open_loop":
-            return f"{run.arrival['request_rate']:g} requests/s"
-        case _:
-            return f"trace, {run.arrival['trace_speed']:g} times as fast"
-
-
-def show(title: str, summary: Summary, requests: Sequence[Request]) -> None:
-    """Print the report."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
-    for warning in [*warnings(summary), *length_warnings(requests)]:
-        console.print(f"WARNING: {warning}", style="bold yellow", markup=False, highlight=False)
-    console.print(figures_table(title, summary))
-    console.print(times_table(summary))
-    for message in sorted({r.error.message for r in requests if r.error is not None})[:5]:
-        console.print(f"error: {message}", style="red", markup=False, highlight=False)
-
-
-def length_warnings(requests: Sequence[Request]) -> list[str]:
-    """Whether the server counts other prompt lengths than were made."""
-    pairs = [(r.planned_input_tokens, r.input_tokens) for r in requests]
-    known = [(planned, told) for planned, told in pairs if None not in (planned, told)]
-    wrong = [(planned, told) for planned, told in known if planned != told]
-    if not wrong:
-        return []
-    planned, told = wrong[0]
-    return [
-        f"The server counts other lengths of {len(wrong):,} of {len(known):,} prompts, the first"
-        f" {told} tokens instead of {planned}: is --tokenizer that of its model?"
-    ]
 
 
 async def serve(options: Options, console: Console) -> list[Summary]:

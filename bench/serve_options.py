@@ -206,7 +206,7 @@ class Options:
             raise ConfigError("give one of --sharegpt, --prompts and --trace")
         numbers = {
             "--concurrency": (*arrival.concurrency, 1),
-            "--requests": (arrival.requests or 1,) if arrival.requests != 0 else (0,),
+            "--requests": (1 if arrival.requests is None else arrival.requests,),
             "--turns": (data.turns,),
             "--prefix-tokens": (data.prefix_tokens,),
         }
@@ -214,14 +214,14 @@ class Options:
             if min(values) < 1:
                 raise ConfigError(f"{flag} must be at least 1")
         positive = {
-            "--request-rate": (*arrival.request_rate, 1.0),
+            "--request-rate": arrival.request_rate,
             "--burstiness": (arrival.burstiness,),
             "--trace-speed": (arrival.trace_speed,),
             "--max-seconds": (1.0 if arrival.max_seconds is None else arrival.max_seconds,),
             "--request-timeout-s": (self.target.request_timeout_s,),
         }
         for flag, shares in positive.items():
-            if not min(shares) > 0:
+            if not all(share > 0 for share in shares):
                 raise ConfigError(f"{flag} must be more than 0")
         least = min(arrival.warmup, data.prefix_groups, data.think_s)
         if least < 0:

@@ -51,19 +51,17 @@ async def said(session: aiohttp.ClientSession, target: Target) -> dict[str, Any]
     return found
 
 
-def model_of(words: dict[str, Any]) -> str:
-    """The name of the only model; ServerError if the server does not say which it has, ConfigError
-    if there is none or more than one."""
-    if "models" not in words:
-        raise ServerError("the server does not say what models it has: choose one with --model")
+def model_of(words: dict[str, Any]) -> str | None:
+    """The name of the only model, None if the server names none, as mlx-lm's does; it may have one
+    all the same. ConfigError if there is more than one."""
     try:
         models = msgspec.convert(words.get("models", {}), Models).data
     except msgspec.ValidationError:
         models = []
-    if len(models) == 1:
-        return models[0].id
-    names = ", ".join(model.id for model in models)
-    raise ConfigError(f"the server says it has {names or 'no models'}: choose one with --model")
+    if len(models) > 1:
+        names = ", ".join(model.id for model in models)
+        raise ConfigError(f"the server says it has {names}: choose one with --model")
+    return models[0].id if models else None
 
 
 async def probe(session: aiohttp.ClientSession, target: Target) -> Target:

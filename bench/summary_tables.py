@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from rich.console import Console
 from rich.table import Table
 
-from mlxfleet.bench.records import Distribution, Summary
+from mlxfleet.bench.records import Distribution, Request, Summary
+
+FILE_WIDTH = 120
+MOST_MESSAGES = 5
 
 TIMES = {
     "TTFT": "ttft_ms",
@@ -90,3 +96,31 @@ def warnings(summary: Summary) -> list[str]:
     if summary.tokens_counted_by == "chunks":
         found.append("The server does not count tokens, so chunks with text are counted.")
     return found
+
+
+def length_warnings(requests: Sequence[Request]) -> list[str]:
+    """Whether the server counts other prompt lengths than were made."""
+    pairs = [(r.planned_input_tokens, r.input_tokens) for r in requests]
+    known = [(planned, told) for planned, told in pairs if None not in (planned, told)]
+    wrong = [(planned, told) for planned, told in known if planned != told]
+    if not wrong:
+        return []
+    planned, told = wrong[0]
+    return [
+        f"The server counts other lengths of {len(wrong):,} of {len(known):,} prompts, the first"
+        f" {told} tokens instead of {planned}: is --tokenizer that of its model?"
+    ]
+
+
+def print_report(title: str, summary: Summary, requests: Sequence[Request]) -> None:
+    """Warnings first."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=FILE_WIDTH)
+    for warning in [*warnings(summary), *length_warnings(requests)]:
+        console.print(f"WARNING: {warning}", style="bold yellow", markup=False, highlight=False)
+    console.print(figures_table(title, summary))
+    console.print(times_table(summary))
+    messages = {r.error.message for r in requests if r.error is not None}
+    for message in sorted(messages)[:MOST_MESSAGES]:
+        console.print(f"error: {message}", style="red", markup=False, highlight=False)

@@ -24,8 +24,9 @@ import cyclopts
 import uvloop
 from playwright.async_api import Browser, async_playwright
 
-from mlxfleet.bench.client import Load, run_load
 from mlxfleet.bench.far_fleet import free_port_pair
+from mlxfleet.bench.load import run_load
+from mlxfleet.bench.prompt_load import prompt_load
 from mlxfleet.bench.prompts import random_prompts
 from mlxfleet.bench.servers import (
     HOST,
@@ -131,12 +132,13 @@ async def fleet(simulated: Path, real: Path, folder: Path) -> AsyncIterator[str]
 @asynccontextmanager
 async def under_load(url: str) -> AsyncIterator[None]:
     """Conversations that share prefixes, and long ones of low priority."""
-    forever = partial(Load, url=url, model=MODEL, requests=10**6, temperature=1.0)
+    long = partial(prompt_load, url=url, model=MODEL, requests=10_000)
+    warm = {"temperature": 1.0}
     chats = random_prompts(24, 120, seed="chats", common_words=160)
     jobs = random_prompts(400, 400, seed="jobs")
     loads = [
-        forever(prompts=chats, concurrency=40, max_tokens=180),
-        forever(prompts=jobs, concurrency=56, max_tokens=400, extra={"priority": "batch"}),
+        long(prompts=chats, concurrency=40, max_tokens=180, extra=warm),
+        long(prompts=jobs, concurrency=56, max_tokens=400, extra={**warm, "priority": "batch"}),
     ]
     tasks = [asyncio.create_task(run_load(load)) for load in loads]
     try:

@@ -111,13 +111,13 @@ class Arena:
         plan = self._plan(seed)
         streams = plan.concurrency or DEFAULT_CONCURRENCY
         requests = self._options.warmup_requests or max(streams, DEFAULT_CONCURRENCY)
-        _, load = self._benches[side].prepared(plan, requests)
+        _, load = await self._benches[side].prepared(plan, requests)
         return (await run_load(load)).summary
 
     async def measure(self, side: str, plan: RoundPlan, seed: int) -> Measured:
         """The load, recorded."""
         bench = self._benches[side]
-        described, load = bench.prepared(self._plan(seed), self._load.arrival.requests)
+        described, load = await bench.prepared(self._plan(seed), self._load.arrival.requests)
         described.side, described.round = side, plan.number
         samples: list[Sample] = []
         async with bench.recorded(described, load, samples.append) as run:

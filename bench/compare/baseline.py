@@ -35,7 +35,7 @@ class NodeBaseline:
     @classmethod
     def of(cls, samples: Sequence[Telemetry]) -> NodeBaseline:
         """Of samples taken at rest, at least one."""
-        heat = [celsius for s in samples if (celsius := hottest_c(s)) is not None]
+        heat = [celsius for s in samples if (celsius := s.temperature_c) is not None]
         return cls(
             temperature_c=max(heat, default=None),
             cpu_hz=range_of([s.cpu_frequency_hz for s in samples]),
@@ -46,7 +46,7 @@ class NodeBaseline:
     def differences(self, now: Telemetry, margin_c: float) -> list[str]:
         """Why it is not yet as it was, with up to `margin_c` degrees more allowed."""
         found = []
-        hot, cool = hottest_c(now), self.temperature_c
+        hot, cool = now.temperature_c, self.temperature_c
         if hot is not None and cool is not None and hot > cool + margin_c:
             found.append(f"{hot:.0f} °C instead of {cool:.0f}")
         clocks = {
@@ -84,12 +84,6 @@ class Baseline:
             if name in readings
             for why in node.differences(readings[name], margin_c)
         ]
-
-
-def hottest_c(now: Telemetry) -> float | None:
-    """The temperature of the hottest part that has a sensor."""
-    known = (now.cpu_temperature_c, now.gpu_temperature_c)
-    return max((celsius for celsius in known if celsius is not None), default=None)
 
 
 def range_of(values: Sequence[float | None]) -> Range | None:

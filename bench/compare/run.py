@@ -24,7 +24,8 @@ from mlxfleet.bench.git_state import git_state
 from mlxfleet.bench.machine import describe_machine
 from mlxfleet.bench.recorder import Recorder
 from mlxfleet.bench.records import Comparison, Round, Verdict
-from mlxfleet.bench.serve import Bench, plain
+from mlxfleet.bench.run_record import plain
+from mlxfleet.bench.serve import Bench
 from mlxfleet.bench.serve_options import Options
 
 
