@@ -46,6 +46,7 @@ def run_record(options: Options, target: Target, plan: Plan, server: dict[str, A
         versions=own_versions(PACKAGES),
         git=git_state(),
         server=server,
+        side=options.report.side,
     )
 
 

@@ -168,6 +168,9 @@ class ReportOptions:
     """A limit in ms, as ttft:500, tpot:50, itl:100 or e2e:5000; may be given several times.
     Requests within all of them are goodput."""
 
+    side: str = ""
+    """What reports call the server; its model's name if not given."""
+
     telemetry: Annotated[bool, Parameter()] = True
     """Record sensors through the run: this machine's, and those of an mlxfleet server's nodes."""
 

@@ -15,7 +15,8 @@ FIRST_CHUNK_TOKENS = 32
 MIN_CHUNK_TOKENS = 4
 DECODE_STEPS_PER_GAP = 1.5
 IDLE_BUDGETS = 3.0
-# Of the budget, so that passes that take a little longer than expected stay inside.
+# Of the budget, so that passes that take a little longer than expected stay inside. Where a decode
+# step is slower than that, prompts need all of what they may take: fewer tokens fill no tile.
 MARGIN = 0.9
 # After a pass with prompt tokens so many without may follow, taking at most this share of its time.
 MAX_RESTS = 2
@@ -136,8 +137,8 @@ class ChunkSizer:
         if rows == 0:
             budget_s = IDLE_BUDGETS * self._budget_s
         else:
-            longest_s = max(self._budget_s, DECODE_STEPS_PER_GAP * cost.decode_s(rows))
-            budget_s = MARGIN * longest_s
+            slow_s = DECODE_STEPS_PER_GAP * cost.decode_s(rows)
+            budget_s = max(MARGIN * self._budget_s, slow_s)
         left_s = budget_s - cost.decode_s(rows) - cost.prompt_s
         flat = rows + int(min(cost.tokens_in(left_s, start), self._max_tokens))
         # A matrix product of part of a tile takes as long as that of a whole one.

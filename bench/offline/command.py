@@ -16,10 +16,12 @@ from rich.console import Console
 
 from mlxfleet.bench.figures import summarize
 from mlxfleet.bench.interrupts import cancel_on_signals
+from mlxfleet.bench.observer import watching_machine
 from mlxfleet.bench.offline.bare import bare
 from mlxfleet.bench.offline.engine import Engine
 from mlxfleet.bench.offline.full_path import full_path
 from mlxfleet.bench.offline.node import node
+from mlxfleet.bench.offline.sensed import Sensed
 from mlxfleet.bench.offline.work import Ended, Outcome, Pair, Part, Workload
 from mlxfleet.bench.out_file import check_out
 from mlxfleet.bench.peer_options import Commas
@@ -121,24 +123,32 @@ def measure(options: Options, engine: Engine, console: Console) -> tuple[Loaded,
             pairs = workload.pairs(options.concurrency, f"{options.seed}/{number}")
             for side in rotated(list(BORDERS), number):
                 console.print(f"round {number}: {side}", highlight=False)
-                ended = noted(options, engine, log, console, side, number)
+                sensed = Sensed()
+                ended = noted(options, engine, log, console, side, number, sensed)
                 # Children of the supervisor are not started in uvloop; clients are faster in it.
                 run = asyncio.run if side == "scheduler and worker" else uvloop.run
                 try:
-                    run(cancellable(BORDERS[side](engine, pairs, ended)))
+                    run(observed(BORDERS[side](engine, pairs, ended), sensed))
                 except asyncio.CancelledError:
                     return log.loaded, False
     return log.loaded, True
 
 
-async def cancellable(measurement: Coroutine[Any, Any, None]) -> None:
-    """Ends when a signal says so, with CancelledError."""
+async def observed(measurement: Coroutine[Any, Any, None], sensed: Sensed) -> None:
+    """Ends when a signal says so, with CancelledError; the machine's sensors are read meanwhile."""
     cancel_on_signals()
-    await measurement
+    async with watching_machine(sensed.add, run=""):
+        await measurement
 
 
 def noted(
-    options: Options, engine: Engine, log: RunLog, console: Console, side: str, number: int
+    options: Options,
+    engine: Engine,
+    log: RunLog,
+    console: Console,
+    side: str,
+    number: int,
+    sensed: Sensed,
 ) -> Ended:
     """What writes down the parts of a border in a round."""
 
@@ -157,6 +167,8 @@ def noted(
         )
         summary = summarize(run.id, outcome.requests, {}, outcome.client)
         log.write_run(run, outcome.requests, summary)
+        for sample in sensed.of_run(run.id, summary.duration_s):
+            log.write(sample)
         console.print(
             f"  {part.concurrency} streams at once: {summary.output_tokens_per_s:,.0f} tokens/s,"
             f" errors {summary.errors or 0}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
+from mlxfleet.bench.records import Summary
 from mlxfleet.bench.report.groups import load_of, side_of
 from mlxfleet.bench.report.loaded import Loaded, LoadedRun
 from mlxfleet.common.messages import Telemetry
@@ -46,13 +47,21 @@ def name_of(one: LoadedRun) -> str:
 
 
 def saturated(loaded: Loaded) -> list[str]:
-    """Runs whose figures may be the client's."""
-    return [
-        f"The client was saturated in the run of {name_of(one)}: {summary.client.why}."
-        " What was measured there may be its own slowness."
-        for one, summary in loaded.finished
-        if summary.client.saturated
-    ]
+    """Sides in whose runs the figures may be the client's."""
+    runs: dict[str, list[tuple[LoadedRun, Summary]]] = {}
+    for one, summary in loaded.finished:
+        runs.setdefault(side_of(one.run), []).append((one, summary))
+    found = []
+    for side, of_side in runs.items():
+        late = [(one, summary) for one, summary in of_side if summary.client.saturated]
+        if late:
+            one, summary = late[0]
+            found.append(
+                f"The client was saturated in {len(late)} of {len(of_side)} runs of {side}; in that"
+                f" of {name_of(one)}, {summary.client.why}."
+                " What was measured there may be its own slowness."
+            )
+    return found
 
 
 def failures(loaded: Loaded) -> list[str]:

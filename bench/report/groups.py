@@ -1,4 +1,5 @@
-"""Runs that belong in one picture: the same model and data, by side and load."""
+"""Runs that belong in one picture: of one comparison, or else of one model and data; by side and
+load."""
 
 from __future__ import annotations
 
@@ -67,13 +68,14 @@ class Group:
 def groups_of(loaded: Loaded) -> list[Group]:
     """The finished runs that count, group by group."""
     thrown_out = loaded.thrown_out()
-    found: dict[tuple[str, bytes], Group] = {}
+    found: dict[tuple[int, str, bytes], Group] = {}
     for one, summary in loaded.finished:
         if one.run.id in thrown_out:
             continue
         data = {key: value for key, value in one.run.data.items() if key not in AMOUNTS}
-        key = model_of(one.run), msgspec.json.encode(data, order="deterministic")
-        found.setdefault(key, Group(key[0], data, [])).runs.append((one, summary))
+        model = model_of(one.run)
+        key = one.comparison, model, msgspec.json.encode(data, order="deterministic")
+        found.setdefault(key, Group(model, data, [])).runs.append((one, summary))
     return list(found.values())
 
 

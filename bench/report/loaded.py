@@ -27,9 +27,11 @@ from mlxfleet.common.errors import ConfigError
 
 @dataclass
 class LoadedRun:
-    """A run with all that belongs to it. One that was cut short may have no summary."""
+    """A run with all that belongs to it. One that was cut short may have no summary. `comparison`
+    is the number of the comparison that it is part of, 0 if it stands alone."""
 
     run: Run
+    comparison: int = 0
     requests: list[Request] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     summary: Summary | None = None
@@ -88,7 +90,7 @@ def load_files(paths: Sequence[Path]) -> Loaded:
 
 def load_file(loaded: Loaded, path: Path) -> bool:
     """Add the records of a file; whether its last line was whole."""
-    records, number = read_records(path), 0
+    records, number, earlier = read_records(path), 0, len(loaded.comparisons)
     runs: dict[str, LoadedRun] = {}
     while True:
         try:
@@ -103,6 +105,8 @@ def load_file(loaded: Loaded, path: Path) -> bool:
             return True
         number += 1
         add(loaded, runs, record, path)
+        if isinstance(record, Run) and len(loaded.comparisons) > earlier:
+            runs[record.id].comparison = len(loaded.comparisons)
 
 
 def ends_with_newline(path: Path) -> bool:

@@ -8,7 +8,7 @@ from mlxfleet.bench.report.groups import Group, groups_of, in_words
 from mlxfleet.bench.report.loaded import Loaded
 from mlxfleet.bench.report.method import method
 from mlxfleet.bench.report.plain_table import PlainTable, escaped, markdown_table
-from mlxfleet.bench.report.tables import ratios_table, sides_table, starts_table
+from mlxfleet.bench.report.tables import ratios_table, sides_table, starts_table, verdicts_table
 from mlxfleet.bench.servers import MLXFLEET
 
 OPENING = (
@@ -27,6 +27,7 @@ def markdown(loaded: Loaded) -> str:
         OPENING,
         *(f"> {escaped(caution)}" for caution in cautions(loaded)),
         *(part for group in groups for part in group_parts(group)),
+        *comparison_parts(loaded),
         *table_parts(starts_table(loaded)),
         "## How it was measured",
         *method(loaded),
@@ -45,6 +46,12 @@ def group_parts(group: Group) -> list[str]:
         *table_parts(sides_table(group)),
         *(table_parts(ours) if ours else []),
     ]
+
+
+def comparison_parts(loaded: Loaded) -> list[str]:
+    """What the comparisons found."""
+    tables = [table_parts(verdicts_table(found)) for found in loaded.comparisons]
+    return ["## Comparisons", *(part for parts in tables for part in parts)] if tables else []
 
 
 def table_parts(table: PlainTable) -> list[str]:

@@ -169,6 +169,35 @@ def starts_table(loaded: Loaded) -> PlainTable:
     return PlainTable("Start, and resident memory after the last load", headings, rows)
 
 
+def verdicts_table(found: LoadedComparison) -> PlainTable:
+    """What a comparison found."""
+    rows = [
+        [
+            name_of(Figure(one.figure)),
+            f"{one.side} / {one.against}",
+            one.verdict,
+            f"{one.ratio:.3f}",
+            f"{one.low:.3f} – {one.high:.3f}",
+            f"{one.confidence:.4g}",
+            f"{one.smallest_visible:.1%}",
+            str(one.rounds),
+        ]
+        for one in found.verdicts
+    ]
+    headings = [
+        "figure",
+        "sides",
+        "verdict",
+        "ratio",
+        "interval",
+        "confidence",
+        "would have shown",
+        "rounds of each",
+    ]
+    sides = "; ".join(f"{name} is {given}" for name, given in found.comparison.sides.items())
+    return PlainTable(f"{sides}. Ratios of more than 1 are better", headings, rows)
+
+
 def rounds_table(found: LoadedComparison) -> PlainTable:
     """A line for each round of a comparison."""
     rows = [

@@ -90,7 +90,7 @@ def test_rows_and_chunk_fill_whole_tiles() -> None:
 def test_where_a_decode_step_is_slow_the_gap_is_one_and_a_half_of_it() -> None:
     model = Model(0.001, fixed_s=0.2)
     model.run(*SIZES, times=30)
-    model.check_budget(MARGIN * DECODE_STEPS_PER_GAP * (0.2 + 4 * 0.001), 4, 0)
+    model.check_budget(DECODE_STEPS_PER_GAP * (0.2 + 4 * 0.001), 4, 0)
 
 
 @pytest.mark.parametrize("start", [0, 1000])

@@ -43,6 +43,12 @@ def test_runs_that_were_thrown_out_are_in_no_group(tmp_path: Path) -> None:
     assert len(group.runs) == 12
 
 
+def test_each_comparison_is_a_group_of_its_own(tmp_path: Path) -> None:
+    files = [write(tmp_path / f"{name}.jsonl", comparison()) for name in ("one", "other")]
+    groups = groups_of(load_files(files))
+    assert [group.sides for group in groups] == [["A", "B"], ["A", "B"]]
+
+
 def test_a_load_is_told_in_words() -> None:
     assert load_of({"kind": "closed_loop", "concurrency": 1}).words == "1 stream"
     poisson = {"kind": "open_loop", "request_rate": 2.5, "burstiness": 1.0}

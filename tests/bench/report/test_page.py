@@ -146,3 +146,11 @@ def test_the_document_has_tables_and_ratios(tmp_path: Path) -> None:
     assert "| 8 streams | mlxfleet |" in text
     assert "mlxfleet / best of the others" in text
     assert "http\\_503" in text
+
+
+def test_the_document_says_what_comparisons_found(tmp_path: Path) -> None:
+    loaded = load_files([write(tmp_path / "ab.jsonl", comparison())])
+    text = markdown(loaded)
+    [verdict] = loaded.comparisons[0].verdicts
+    assert "## Comparisons" in text
+    assert f"| {verdict.ratio:.3f} | {verdict.low:.3f} – {verdict.high:.3f} |" in text
