@@ -31,11 +31,11 @@ class LoadedRun:
     is the number of the comparison that it is part of, 0 if it stands alone."""
 
     run: Run
-    comparison: int = 0
     requests: list[Request] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     summary: Summary | None = None
     use: Use | None = None
+    comparison: int = 0
 
 
 @dataclass
