@@ -3,8 +3,8 @@
 Usage: `python -m mlxfleet.bench.benchmarks --peers-script PATH --tiny DIR --out DIR`
 
 mlxfleet and its peers side by side on the tiny model and on a small real one, and the engine at its
-borders. Takes about ten minutes; run nothing beside it, not even a linter. `--tiny` is what
-`python -m mlxfleet.bench.tiny_model DIR` makes.
+borders. Takes about a quarter of an hour; run nothing beside it, not even a linter. `--tiny` is
+what `python -m mlxfleet.bench.tiny_model DIR` makes.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Options:
 def parts(options: Options, model: Path) -> dict[str, list[str]]:
     """The measurements, by the name of their file."""
     peers = ["peers", "--peers-script", str(options.peers_script), "--peers", options.peers]
-    small = ["--max-tokens", "32", "--requests-per-stream", "2"]
+    small = ["--max-tokens", "32", "--requests-per-stream", "8"]
     rounds = ["--rounds", "1" if options.quick else str(options.rounds)]
     tiny = ["--concurrency", "1,8,32", "--requests-per-stream", "4"]
     real = ["--concurrency", "8", *small]

@@ -13,7 +13,7 @@ from mlxfleet.bench.servers import MLXFLEET
 
 OPENING = (
     "Written by `mlxfleet bench report --markdown` from the records of the runs, never by hand."
-    " `python -m mlxfleet.bench.benchmarks` makes all of it."
+    " `python -m mlxfleet.bench.benchmarks` and `mlxfleet.bench.drift` measure and write it."
     " Machines differ and change within minutes, so ratios of one run say more than absolute"
     " figures."
 )
