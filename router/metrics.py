@@ -10,8 +10,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from typing import NamedTuple
 
-from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 
 from mlxfleet.router import metric_families as families
 from mlxfleet.router.admission import PRIORITIES, Admission
@@ -32,6 +39,14 @@ class RequestRecord:
     outcome: str = "error"
 
 
+class TokenMetrics(NamedTuple):
+    """What is recorded of a model's tokens."""
+
+    output: Counter
+    ttft: Histogram
+    inter_token: Histogram
+
+
 class Metrics:
     """Counters and histograms, and the registry of everything that /metrics shows."""
 
@@ -49,6 +64,8 @@ class Metrics:
         self.recoveries = families.RECOVERIES.counter(registry)
         self.failovers = families.FAILOVERS.counter(registry)
         self.refused_nodes = families.REFUSED_NODES.counter(registry)
+        # Looked up once per model: this is the path of every token.
+        self._tokens: dict[str, TokenMetrics] = {}
         self.stages = Stages()
         registry.register(self.stages)
         build = families.BUILD_INFO.gauge(registry)
@@ -95,13 +112,21 @@ class Metrics:
 
     def observe_tokens(self, sequence: Sequence, count: int, now: float) -> None:
         """Record the arrival of `count` tokens at `now` (time.perf_counter)."""
-        self.output_tokens.labels(sequence.model).inc(count)
+        metrics = self._tokens.get(sequence.model) or self._token_metrics(sequence.model)
+        metrics.output.inc(count)
         if sequence.last_token is None:
-            self.ttft.labels(sequence.model).observe(now - sequence.arrived)
+            metrics.ttft.observe(now - sequence.arrived)
         else:
-            gap_s = (now - sequence.last_token) / count
-            self.inter_token.labels(sequence.model).observe(gap_s)
+            metrics.inter_token.observe((now - sequence.last_token) / count)
         sequence.last_token = now
+
+    def _token_metrics(self, model: str) -> TokenMetrics:
+        found = self._tokens[model] = TokenMetrics(
+            self.output_tokens.labels(model),
+            self.ttft.labels(model),
+            self.inter_token.labels(model),
+        )
+        return found
 
     def render(self) -> bytes:
         """The exposition format."""

@@ -25,6 +25,7 @@ def test_every_border_gives_all_tokens_and_a_report(tiny_model: Path, tmp_path: 
     for one, summary in group.runs:
         assert summary.completed == 2 * one.run.arrival["concurrency"]
         assert summary.output_tokens == 8 * summary.completed
+    assert any(one.samples for one, _ in group.runs), "no sensor was recorded"
     prompts = {sum(request.input_tokens or 0 for request in one.requests) for one, _ in group.runs}
     assert len(prompts) == 2
     subprocess.run([*BENCH, "report", str(results), "--out", str(html)], check=True, timeout=60)
