@@ -21,10 +21,11 @@ class Sensed:
         self._samples.append(sample)
 
     def of_run(self, run: str, duration_s: float) -> list[Sample]:
-        """Those of a run that has just ended, at times since its start."""
+        """Those of a run that has just ended, at times since its start, and the last before it,
+        which is what was known when it began: a run may be shorter than the time between two."""
         start_s = time.perf_counter() - self._began - duration_s
+        before = sum(sample.at_s < start_s for sample in self._samples)
         return [
-            msgspec.structs.replace(sample, run=run, at_s=sample.at_s - start_s)
-            for sample in self._samples
-            if sample.at_s >= start_s
+            msgspec.structs.replace(sample, run=run, at_s=max(sample.at_s - start_s, 0.0))
+            for sample in self._samples[max(before - 1, 0) :]
         ]

@@ -45,8 +45,10 @@ def all_places_taken(fleet: Fleet) -> Iterator[None]:
 
         first = pool.submit(hold)
         first.result()
+        # A report may still be of when the first one waited.
+        wait_for(lambda: places(fleet) == (1, 0), "the row to be taken")
         waiting = pool.submit(hold)
-        wait_for(lambda: node(fleet)["queued"] == 1, "both places to be taken")
+        wait_for(lambda: places(fleet) == (1, 1), "both places to be taken")
         try:
             yield
         finally:
@@ -75,6 +77,12 @@ def node(fleet: Fleet) -> dict[str, Any]:
     """The only node, as /fleet shows it."""
     found: list[dict[str, Any]] = admin(fleet, "/fleet")[1]["nodes"]
     return found[0]
+
+
+def places(fleet: Fleet) -> tuple[int, int]:
+    """How many sequences run and wait on the node, as it reported last."""
+    reported = node(fleet)
+    return reported["running"], reported["queued"]
 
 
 def queued(fleet: Fleet) -> dict[str, int]:
