@@ -14,7 +14,11 @@ FEATURES = 5
 FIRST_CHUNK_TOKENS = 32
 MIN_CHUNK_TOKENS = 4
 DECODE_STEPS_PER_GAP = 1.5
-IDLE_BUDGETS = 3.0
+# With nothing decoding: what a pass has in common for all its tokens is little of so long a pass,
+# so a longer one is hardly faster, and a node must not look hung.
+IDLE_PASS_S = 1.0
+# Weights of passes are finite.
+SHORTEST_PASS_S = 1e-6
 # Of the budget, so that passes that take a little longer than expected stay inside. Where a decode
 # step is slower than that, prompts need all of what they may take: fewer tokens fill no tile.
 MARGIN = 0.9
@@ -28,8 +32,8 @@ class PassCost:
     token has to be chosen, + once if there are prompt tokens, + for each of these, + per pair of a
     prompt token and a token before it, which attention compares.
 
-    Least squares over the passes that ran, old ones fading, drawn a little towards what was known:
-    passes of one size do not tell the parts apart.
+    Least squares of the relative errors over the passes that ran, old ones fading, drawn a little
+    towards what was known: passes of one size do not tell the parts apart.
     """
 
     def __init__(self) -> None:
@@ -42,9 +46,11 @@ class PassCost:
 
     def observe(self, rows: int, tokens: int, pairs: float, seconds: float) -> None:
         """Learn from a pass."""
-        features = (1.0, float(rows), float(tokens > 0), float(tokens), pairs)
+        # In shares of the pass, or long ones would say what short ones take.
+        share = 1.0 / max(seconds, SHORTEST_PASS_S)
+        features = (share, rows * share, (tokens > 0) * share, tokens * share, pairs * share)
         for i, one in enumerate(features):
-            self._seconds[i] = FORGETTING * self._seconds[i] + one * seconds
+            self._seconds[i] = FORGETTING * self._seconds[i] + one * share * seconds
             for j, other in enumerate(features):
                 self._products[i][j] = FORGETTING * self._products[i][j] + one * other
         if not self.known:
@@ -109,8 +115,8 @@ class ChunkSizer:
     """Sizes the prefill of a pass from measured times.
 
     Beside decoding rows a pass may take the budget, or 1.5 decode steps where a step is so slow
-    that this is more. With nothing decoding it may take three budgets: nobody waits for it but an
-    abort, and larger passes are faster.
+    that this is more. With nothing decoding it is as large as is fastest: nobody waits for it but
+    an abort and those that come meanwhile.
     """
 
     def __init__(self, budget_s: float, max_tokens: int) -> None:
@@ -135,7 +141,7 @@ class ChunkSizer:
         if not cost.known:
             return min(FIRST_CHUNK_TOKENS, self._max_tokens)
         if rows == 0:
-            budget_s = IDLE_BUDGETS * self._budget_s
+            budget_s = IDLE_PASS_S
         else:
             slow_s = DECODE_STEPS_PER_GAP * cost.decode_s(rows)
             budget_s = max(MARGIN * self._budget_s, slow_s)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,9 +12,10 @@ from mlxfleet.common.kv_sizes import CHUNK_TILE
 from mlxfleet.workers.chunking import (
     DECODE_STEPS_PER_GAP,
     FIRST_CHUNK_TOKENS,
-    IDLE_BUDGETS,
+    IDLE_PASS_S,
     MARGIN,
     ChunkSizer,
+    PassCost,
     share_out,
 )
 
@@ -95,9 +98,14 @@ def test_where_a_decode_step_is_slow_the_gap_is_one_and_a_half_of_it() -> None:
 
 @pytest.mark.parametrize("start", [0, 1000])
 def test_a_chunk_is_larger_when_nothing_decodes(start: int) -> None:
-    model = Model(0.0003, fixed_s=0.01, per_pair_s=2e-7)
+    model = Model(0.003, fixed_s=0.01, per_pair_s=2e-6)
     model.run(*SIZES, times=30)
-    model.check_budget(IDLE_BUDGETS * BUDGET_S, 0, start)
+    model.check_budget(IDLE_PASS_S, 0, start)
+
+
+def test_a_fast_model_takes_the_largest_chunk_when_nothing_decodes() -> None:
+    sizer = Model(0.0003, fixed_s=0.01).run(*SIZES, times=30)
+    assert sizer.size(0, 0) == 512
 
 
 def test_a_chunk_far_into_a_prompt_is_smaller() -> None:
@@ -110,6 +118,17 @@ def test_passes_of_one_size_do_not_unlearn_the_fixed_cost() -> None:
     model.run(*SIZES, times=30)
     model.run((0, 100, 0), times=100)
     model.check_budget(MARGIN * BUDGET_S, 4, 0)
+
+
+def test_long_passes_that_vary_do_not_blur_short_ones() -> None:
+    cost = PassCost()
+    varied = itertools.cycle([0.7, 1.2, 0.9, 1.3, 0.75])
+    for tokens in [0, 16, 48, 512] * 200:
+        seconds = 0.004 + 0.002 * tokens
+        share = next(varied) if tokens == 512 else 1.0
+        cost.observe(1, tokens, pairs(tokens, 0), seconds * share)
+    for tokens in (0, 16, 48):
+        assert cost.pass_s(1, tokens, 0) == pytest.approx(0.004 + 0.002 * tokens, rel=0.02)
 
 
 def test_a_fast_model_is_held_to_the_largest_chunk() -> None:

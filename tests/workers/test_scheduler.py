@@ -428,10 +428,9 @@ def test_output_is_not_prefilled() -> None:
 
 
 def test_chunks_shrink_while_others_decode() -> None:
-    scheduler = make_scheduler(
-        model=msgspec.structs.replace(MODEL, context_length=1000), max_chunk_tokens=512
-    )
-    submit(scheduler, "a", prompt_tokens=601)
+    model = msgspec.structs.replace(MODEL, context_length=4000, kv_budget_bytes=10**9)
+    scheduler = make_scheduler(model=model, max_chunk_tokens=512)
+    submit(scheduler, "a", prompt_tokens=3001)
     scheduler.schedule()
     for tokens, seconds in [(32, 0.042), (32, 0.042), (128, 0.138)]:
         step = make_step(prefilled=[("a", tokens)])
