@@ -44,6 +44,11 @@ TIMES_LEARNED = 5
 # A running sequence has memory for this many tokens more than it has; it asks for more when half
 # of that is used up, while the worker is a few tokens ahead of what the scheduler knows.
 TOKENS_AHEAD = 64
+# With nothing decoding, a pass waits this share of its own time for prompts that come together with
+# the first, but not longer than that, and not at all where timers are too coarse for it.
+HELD_SHARE = 0.05
+MAX_HELD_S = 0.02
+MIN_HELD_S = 0.001
 # Of the mean length of sequences in time, what the last one counts.
 NEWEST_SHARE = 0.1
 
@@ -86,6 +91,7 @@ class Scheduler:
         # Of each pass that was sent and not reported: how many rows it is for.
         self._passes_ahead: deque[int] = deque()
         self._model: ModelInfo | None = None
+        self.held_s = 0.0
         self.journal = KvJournal()
         self._tree = PrefixTree(0, self.journal)
         self.received = 0
@@ -355,7 +361,8 @@ class Scheduler:
     # --- what comes next ----------------------------------------------------------------------
 
     def schedule(self) -> list[SchedulerToWorker]:
-        """Commands for the worker: store, drop, admit, prefill."""
+        """Commands for the worker: store, drop, admit, prefill. `held_s` then says in how many
+        seconds there is more if nothing comes, 0 for never."""
         if self._model is None:
             return []
         self._grow(self._model)
@@ -486,6 +493,7 @@ class Scheduler:
 
     def _prefill(self) -> None:
         """Keep a few passes' prefill ahead of the worker."""
+        self.held_s = 0.0
         while len(self._passes_ahead) < PASSES_AHEAD:
             wanting = [s for s in self._running.values() if s.prefill_sent < s.prefill_tokens]
             if not wanting:
@@ -494,7 +502,12 @@ class Scheduler:
             rows = len(self._running) - len(wanting)
             rows += rows > 0
             size = self._sizer.size(rows, wanting[0].prefill_sent)
-            shares = share_out(size, [s.prefill_tokens - s.prefill_sent for s in wanting])
+            wanted = [s.prefill_tokens - s.prefill_sent for s in wanting]
+            if rows == 0 and not self._passes_ahead and sum(wanted) < size:
+                self.held_s = self._still_held_s(wanting[0], sum(wanted))
+                if self.held_s > 0:
+                    return
+            shares = share_out(size, wanted)
             prefill = Prefill([], [], self._sizer.rests(rows, size, wanting[0].prefill_sent))
             for sequence, tokens in zip(wanting, shares, strict=True):
                 if tokens > 0:
@@ -503,6 +516,15 @@ class Scheduler:
                     sequence.prefill_sent += tokens
             self._passes_ahead.append(len(prefill.rids))
             self._commands.append(prefill)
+
+    def _still_held_s(self, first: Sequence, tokens: int) -> float:
+        """Seconds that a pass with so many prompt tokens should still wait for more of them. Those
+        that miss the pass of the first would be held to the inter-token budget of its stream."""
+        pass_s = self._sizer.cost.pass_s(0, tokens, first.prefill_sent)
+        held_s = min(HELD_SHARE * pass_s, MAX_HELD_S)
+        if held_s < MIN_HELD_S or first.prefill_began_s is None:
+            return 0.0
+        return max(0.0, first.prefill_began_s + held_s - self._now())
 
     def _finish(self, sequence: Sequence, finish: Finish) -> None:
         """Keep the tokens until the router has them all."""

@@ -115,6 +115,7 @@ class SchedulerService(Service):
         self._undelivered: dict[str, Resend] = {}
         self._router_dropped = 0
         self._telling: asyncio.TimerHandle | None = None
+        self._pumping: asyncio.Handle | None = None
 
     def _make_metrics(self, model: str) -> NodeMetrics:
         """Metrics under the name that a model has in the API."""
@@ -160,6 +161,8 @@ class SchedulerService(Service):
             self._rejoining.cancel()
         if self._telling is not None:
             self._telling.cancel()
+        if self._pumping is not None:
+            self._pumping.cancel()
         for _, channel in self._detokenizers.values():
             channel.close()
         if self._told.telemetry_address:
@@ -227,7 +230,7 @@ class SchedulerService(Service):
                 self._welcome(message)
             case Refused():
                 fail(RefusedError(f"the router refused this node: {message.reason}"))
-        self._pump()
+        self._pump_soon()
 
     def _on_worker(self, sender: bytes, message: WorkerToScheduler) -> None:
         match message:
@@ -242,10 +245,22 @@ class SchedulerService(Service):
                     self._forward(detokenizer, tokens)
         self._pump()
 
+    def _pump_soon(self) -> None:
+        """Pump when all messages that are here were taken in: requests that came together are
+        planned together."""
+        if self._pumping is not None:
+            self._pumping.cancel()
+        self._pumping = asyncio.get_running_loop().call_soon(self._pump)
+
     def _pump(self) -> None:
         """Give the worker what it should do next."""
+        if self._pumping is not None:
+            self._pumping.cancel()
+            self._pumping = None
         for command in self._scheduler.schedule():
             self._workers.send(command, to=self._worker_identity)
+        if (held_s := self._scheduler.held_s) > 0:
+            self._pumping = asyncio.get_running_loop().call_later(held_s, self._pump)
         if self._telling is None and not self._scheduler.journal.empty:
             self._telling = asyncio.get_running_loop().call_later(KV_EVENTS_S, self._tell_cache)
 

@@ -47,7 +47,13 @@ from mlxfleet.common.messages import (
 )
 from mlxfleet.workers import prefix_tree
 from mlxfleet.workers import scheduler as scheduler_module
-from mlxfleet.workers.scheduler import PASSES_AHEAD, TOKENS_AHEAD, Scheduler
+from mlxfleet.workers.scheduler import (
+    HELD_SHARE,
+    MAX_HELD_S,
+    PASSES_AHEAD,
+    TOKENS_AHEAD,
+    Scheduler,
+)
 from mlxfleet.workers.scheduler_main import SchedulerService
 
 MODEL = ModelInfo(
@@ -442,6 +448,48 @@ def test_chunks_shrink_while_others_decode() -> None:
     run_step(scheduler, {"decoding": 7}, prefilled=[("a", idle)])
     ((_, beside),) = prefills(scheduler.schedule())[:1]
     assert 0 < beside < idle
+
+
+def held_scheduler(clock: Callable[[], float], *, token_s: float) -> Scheduler:
+    """One that knows what passes take."""
+    passes = [PassTime(0, tokens, tokens * token_s) for tokens in (16, 64, 128)]
+    model = msgspec.structs.replace(MODEL, passes=passes)
+    scheduler = Scheduler(SchedulerOptions(max_chunk_tokens=512), now=clock)
+    assert scheduler.worker_ready(model) == []
+    return scheduler
+
+
+def test_prompts_that_come_together_share_the_first_pass() -> None:
+    now = 0.0
+    scheduler = held_scheduler(lambda: now, token_s=0.001)
+    submit(scheduler, "a", prompt_tokens=101)
+    assert prefills(scheduler.schedule()) == []
+    assert scheduler.held_s == pytest.approx(HELD_SHARE * 0.1, rel=0.05)
+    now += 0.9 * scheduler.held_s
+    submit(scheduler, "b", prompt_tokens=101)
+    assert prefills(scheduler.schedule()) == []
+    now += 1.01 * scheduler.held_s
+    assert prefills(scheduler.schedule()) == [("a", 100), ("b", 100)]
+    assert scheduler.held_s == 0
+
+
+def test_a_pass_is_not_held_for_longer_than_it_is_worth() -> None:
+    fast = held_scheduler(lambda: 0.0, token_s=1e-5)
+    submit(fast, "a", prompt_tokens=101)
+    assert prefills(fast.schedule()) == [("a", 100)]
+    slow = held_scheduler(lambda: 0.0, token_s=0.02)
+    submit(slow, "a", prompt_tokens=41)
+    assert (prefills(slow.schedule()), slow.held_s) == ([], MAX_HELD_S)
+    submit(slow, "b", prompt_tokens=101)
+    assert sum(tokens for _, tokens in prefills(slow.schedule())) > 0, "a whole pass is there"
+
+
+def test_nothing_is_held_beside_a_stream() -> None:
+    scheduler = held_scheduler(lambda: 0.0, token_s=0.001)
+    submit(scheduler, "stream", prompt_tokens=1)
+    scheduler.schedule()
+    submit(scheduler, "a", prompt_tokens=101)
+    assert prefills(scheduler.schedule()) != []
 
 
 # --- tokens ---------------------------------------------------------------------------------------
