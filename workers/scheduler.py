@@ -46,7 +46,7 @@ TIMES_LEARNED = 5
 TOKENS_AHEAD = 64
 # With nothing decoding, a pass waits this share of its own time for prompts that come together with
 # the first, but not longer than that, and not at all where timers are too coarse for it.
-HELD_SHARE = 0.05
+HELD_SHARE = 0.08
 MAX_HELD_S = 0.02
 MIN_HELD_S = 0.001
 # Of the mean length of sequences in time, what the last one counts.
