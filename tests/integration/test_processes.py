@@ -7,6 +7,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -55,6 +56,15 @@ def test_only_the_worker_maps_mlx(tiny_fleet: Fleet) -> None:
     with_mlx = {name for name, process in children(tiny_fleet).items() if "libmlx" in maps(process)}
     assert with_mlx == {"worker-0"}
     assert "libmlx" not in maps(psutil.Process(tiny_fleet.process.pid))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the policy is Linux's")
+def test_all_threads_that_matter_run_in_long_slices(tiny_fleet: Fleet) -> None:
+    for name, process in children(tiny_fleet).items():
+        policies = [os.sched_getscheduler(thread.id) for thread in process.threads()]
+        # Those of a preloaded library are older than our code.
+        assert policies[0] == os.SCHED_BATCH, name
+        assert os.SCHED_BATCH in policies[1:], name
 
 
 def test_sockets_are_private_and_short(tiny_fleet: Fleet) -> None:
