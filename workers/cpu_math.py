@@ -161,6 +161,7 @@ class Rope:
         self.shared: mx.array | None = None
         self._tables: tuple[Any, ...] | None = None
         self._turns: dict[tuple[int, int, bool], mx.array] = {}
+        self._known_frequencies: dict[tuple[Any, ...], tuple[mx.array | None, mx.array]] = {}
 
     def __call__(
         self,
@@ -206,16 +207,28 @@ class Rope:
         freqs: mx.array | None,
     ) -> mx.array:
         """Angles [rows, 1, 1, dim], 0 for what is not rotated."""
-        half = dims // 2
-        if freqs is None:
-            assert base is not None
-            inverse = mx.exp(mx.arange(half, dtype=mx.float32) * (-math.log(base) / half))
-        else:
-            inverse = 1.0 / freqs.astype(mx.float32)
-        of_dim = mx.repeat(inverse, 2) if traditional else mx.concatenate([inverse, inverse])
-        of_dim = mx.concatenate([of_dim, mx.zeros(dim - dims)])
+        of_dim = self._frequencies(dim, dims, traditional, base, freqs)
         angles: mx.array = (positions.astype(mx.float32) * scale)[:, None] * of_dim
         return angles[:, None, None, :]
+
+    def _frequencies(
+        self, dim: int, dims: int, traditional: bool, base: float | None, freqs: mx.array | None
+    ) -> mx.array:
+        """[dim]: how much an angle grows by with the position."""
+        key = (dim, dims, traditional, base, id(freqs))
+        if key not in self._known_frequencies:
+            if freqs is None:
+                assert base is not None
+                half = dims // 2
+                inverse = mx.exp(mx.arange(half, dtype=mx.float32) * (-math.log(base) / half))
+            else:
+                inverse = 1.0 / freqs.astype(mx.float32)
+            of_dim = mx.repeat(inverse, 2) if traditional else mx.concatenate([inverse, inverse])
+            of_dim = mx.concatenate([of_dim, mx.zeros(dim - dims)])
+            mx.eval(of_dim)
+            # With what it was made of, whose id means nothing else as long as it is here.
+            self._known_frequencies[key] = (freqs, of_dim)
+        return self._known_frequencies[key][1]
 
     def _turn(self, dim: int, dims: int, traditional: bool) -> mx.array:
         """[dim, dim]: what the second of a pair is to the first, and the reverse."""

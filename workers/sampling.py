@@ -89,7 +89,7 @@ class Sampler:
         mean nothing."""
         if self._changed:
             self._build()
-        raw = padded[: len(self._rows)]
+        raw = first_rows(padded, len(self._rows))
         logits = self._adjusted(raw)
         # Whole, logits that were not adjusted are in one piece, which argmax is fastest with.
         tokens = self._choose(logits, padded if logits is raw else logits)
@@ -137,7 +137,7 @@ class Sampler:
         """Argmax for greedy rows, a draw for the others: token ids [rows]. `padded` begins with
         the rows of `logits`."""
         if self._drawn_rows is None:
-            return argmax(padded)[: len(self._rows)]
+            return first_rows(argmax(padded), len(self._rows))
         everything = len(self._drawn) == len(self._rows)
         some = logits if everything else logits[self._drawn_rows]
         numbers = [
@@ -147,7 +147,7 @@ class Sampler:
         drawn = draw(some.astype(mx.float32) / self._temperature, self._filters, keys)
         if everything:
             return drawn
-        tokens = argmax(padded)[: len(self._rows)]
+        tokens = first_rows(argmax(padded), len(self._rows))
         tokens[self._drawn_rows] = drawn
         return tokens
 
@@ -243,6 +243,11 @@ class Penalties:
         """Count the tokens [rows] just chosen."""
         mine = mx.arange(len(self._rows))
         self._counts = self._counts.at[mine, tokens[self._index]].add(1.0)
+
+
+def first_rows(padded: mx.array, rows: int) -> mx.array:
+    """The first rows of an array; itself if it has no more, which saves an operation a pass."""
+    return padded if padded.shape[0] == rows else padded[:rows]
 
 
 def read_logprobs(sampled: Sampled, rows: Sequence[SamplingRow]) -> dict[int, TokenLogprobs]:

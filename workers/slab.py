@@ -132,9 +132,9 @@ every layer, in nine operations."""
 @dataclass(frozen=True)
 class DecodePart:
     """The decoding rows of one slab in a pass. `rows` are their positions in the flat batch, None
-    if they are all of it, in slot order; `targets` is where they write, by KV heads of the layer;
-    `row_of_slot` [top] is like `rows` for each of the first `top` slots, any row for slots that do
-    not decode. `only` is slot and position if there is one row."""
+    if they are all of it, in slot order; `row_of_slot` [top] is like `rows` for each of the first
+    `top` slots, any row for slots that do not decode. `targets` is where they write, by KV heads of
+    the layer; if there is one row it is empty, and `only` is slot and position."""
 
     slab: Slab
     rows: mx.array | None
@@ -486,15 +486,17 @@ def decode_part(
     if any(last != length - 1 for last in last_of_slot):
         seen = mx.arange(length)[None] <= mx.array(last_of_slot)[:, None]
         mask = additive(seen, slab.dtype)[:, None, None, :]
+    alone = len(rows) == 1
+    kv_heads = () if alone else slab.kv_heads
     return DecodePart(
         slab=slab,
         rows=None if in_order else mx.array(list(rows)),
-        targets={heads: targets_of(slots, positions, heads) for heads in slab.kv_heads},
+        targets={heads: targets_of(slots, positions, heads) for heads in kv_heads},
         row_of_slot=None if in_order else mx.array(row_of_slot),
         top=top,
         length=length,
         mask=mask,
-        only=(slots[0], positions[0]) if len(rows) == 1 else None,
+        only=(slots[0], positions[0]) if alone else None,
     )
 
 

@@ -145,6 +145,10 @@ class Node:
         """Until the next pass is over."""
         for command in self.scheduler.schedule():
             obey(self.engine, command)
+        if self.scheduler.held_s > 0:
+            # A moment later, or rounding might leave the clock just before.
+            self.clock.now += self.scheduler.held_s + 1e-9
+            return
         step = next_step(self.engine, self.clock)
         if not step.rids and not step.prefilled:
             return
