@@ -126,8 +126,6 @@ async def run_theirs(options: Options, url: str, seed: int, out: Path) -> Figure
         "kind": "openai_http",
         "target": url,
         "request_format": "/v1/completions",
-        # It would ask for usage in every chunk, which mlxfleet does not have.
-        "extras": {"body": {"stream_options": None}},
     }
     lengths = f"prompt_tokens={options.input_tokens},output_tokens={options.output_tokens}"
     command = [str(options.guidellm), "run", "--disable-console"]

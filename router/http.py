@@ -259,6 +259,8 @@ class Api:
                             chunk.choices = [opening]
                             await response.write(event(chunk))
                 chunk.choices = [shape.chunk(index, delta)]
+                if request.continuous_usage:
+                    chunk.usage = Usage.of(generation)
                 await response.write(event(chunk))
             if request.include_usage:
                 chunk.choices, chunk.usage = [], Usage.of(generation)

@@ -49,9 +49,11 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 
 
 class StreamOptions(Struct, forbid_unknown_fields=True):
-    """`include_usage`: a last chunk with the token counts."""
+    """`include_usage`: a last chunk with the token counts. `continuous_usage_stats`: the counts so
+    far in every chunk too."""
 
     include_usage: bool | None = False
+    continuous_usage_stats: bool | None = False
 
 
 class TextPart(Struct, forbid_unknown_fields=True):
@@ -108,6 +110,11 @@ class Parameters(Struct, forbid_unknown_fields=True, kw_only=True):
     def include_usage(self) -> bool:
         """Whether a stream ends with the token counts."""
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        """Whether every chunk has the token counts so far."""
+        return bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
     @property
     def stops(self) -> list[str]:
@@ -167,6 +174,10 @@ def parse(kind: type[R], body: bytes) -> R:
         raise invalid(error) from error
     if request.stream_options is not None and not request.stream:
         raise InvalidRequestError("stream_options needs stream", param="stream_options")
+    if request.continuous_usage and not request.include_usage:
+        raise InvalidRequestError(
+            "continuous_usage_stats needs include_usage", param="stream_options"
+        )
     return request
 
 

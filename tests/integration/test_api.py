@@ -32,6 +32,22 @@ def test_length_and_usage(tiny_fleet: Fleet) -> None:
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + 24
 
 
+def test_counts_in_every_chunk(tiny_fleet: Fleet) -> None:
+    chunks = tiny_fleet.client().completions.create(
+        model=MODEL,
+        prompt=PROMPT,
+        max_tokens=24,
+        stream=True,
+        stream_options={"include_usage": True, "continuous_usage_stats": True},
+        extra_body={"ignore_eos": True},
+    )
+    usages = [chunk.usage for chunk in chunks]
+    counts = [usage.completion_tokens for usage in usages]
+    assert counts == sorted(counts)
+    assert 1 <= counts[0] < counts[-1] == 24
+    assert all(u.total_tokens == u.prompt_tokens + u.completion_tokens for u in usages)
+
+
 def test_stream_equals_whole(tiny_fleet: Fleet) -> None:
     assert stream_text(tiny_fleet) == (complete(tiny_fleet).choices[0].text, "length")
 

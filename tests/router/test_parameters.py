@@ -154,6 +154,14 @@ def test_usage_is_included_when_asked_for() -> None:
     assert not chat(stream=True, stream_options={}).include_usage
 
 
+def test_counts_in_every_chunk_need_the_last_ones() -> None:
+    both = {"include_usage": True, "continuous_usage_stats": True}
+    assert chat(stream=True, stream_options=both).continuous_usage
+    assert not chat(stream=True, stream_options={"include_usage": True}).continuous_usage
+    alone = {"continuous_usage_stats": True}
+    assert refusal(chat, stream=True, stream_options=alone).param == "stream_options"
+
+
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
 def test_a_chat_states_its_limit_under_either_name(name: str) -> None:
     assert chat_max_tokens(chat(**{name: 7})) == 7
