@@ -55,6 +55,11 @@ def describe_machine() -> Machine:
     )
 
 
+def command_line() -> list[str]:
+    """What was typed to start this, however it was started."""
+    return ["mlxfleet", *sys.argv[1:]]
+
+
 def processor() -> str:
     """The processor's name, as far as the system tells it."""
     info = Path("/proc/cpuinfo")

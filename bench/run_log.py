@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxfleet.bench.git_state import git_state
-from mlxfleet.bench.machine import describe_machine, own_versions
+from mlxfleet.bench.machine import command_line, describe_machine, own_versions
 from mlxfleet.bench.recorder import Recorder
 from mlxfleet.bench.records import Record, Request, Run, Summary
 from mlxfleet.bench.report.loaded import Loaded, LoadedRun, add
@@ -64,7 +63,7 @@ def new_run(
         arrival={"kind": "closed_loop", "concurrency": concurrency},
         data=data,
         seed=seed,
-        command_line=["mlxfleet", *sys.argv[1:]],
+        command_line=command_line(),
         machine=describe_machine(),
         versions=own_versions(PACKAGES),
         git=git_state(),

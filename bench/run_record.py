@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import uuid
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -11,7 +10,7 @@ from typing import Any
 
 from mlxfleet.bench.client import Target
 from mlxfleet.bench.git_state import git_state
-from mlxfleet.bench.machine import describe_machine, own_versions
+from mlxfleet.bench.machine import command_line, describe_machine, own_versions
 from mlxfleet.bench.plans import Plan
 from mlxfleet.bench.records import Run
 from mlxfleet.bench.serve_options import Options
@@ -41,7 +40,7 @@ def run_record(options: Options, target: Target, plan: Plan, server: dict[str, A
         data=data,
         slos=options.report.slos_ms(),
         seed=plan.seed,
-        command_line=sys.argv,
+        command_line=command_line(),
         machine=describe_machine(),
         versions=own_versions(PACKAGES),
         git=git_state(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -21,7 +20,7 @@ from mlxfleet.bench.compare.seeds import Seeds
 from mlxfleet.bench.compare.sides import Side, sharing
 from mlxfleet.bench.compare.verdict import Turn, judge
 from mlxfleet.bench.git_state import git_state
-from mlxfleet.bench.machine import describe_machine
+from mlxfleet.bench.machine import command_line, describe_machine
 from mlxfleet.bench.recorder import Recorder
 from mlxfleet.bench.records import Comparison, Round, Verdict
 from mlxfleet.bench.run_record import plain
@@ -95,7 +94,7 @@ def comparison_record(sides: Sequence[Side], load: Options, options: CompareOpti
     figure = options.figures()[0]
     return Comparison(
         began=datetime.now(UTC).isoformat(timespec="seconds"),
-        command_line=sys.argv,
+        command_line=command_line(),
         sides={side.name: side.given for side in sides},
         figure=figure.path,
         higher_is_better=figure.higher_is_better,
