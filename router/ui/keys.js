@@ -60,7 +60,8 @@ class Gate {
     this.kind = kind;
     this.behind.hidden = true;
     this.form.hidden = false;
-    this.input.value = "";
+    // What was typed meanwhile stays.
+    if (this.input.value.trim() === keyRing.get(kind)) this.input.value = "";
     if (takesFocus) this.input.focus();
     return new Promise((resolve) => {
       this.given = resolve;
@@ -73,6 +74,7 @@ class Gate {
       setText(this.error, "A key has no spaces and no accented letters.");
       return;
     }
+    setText(this.error, "");
     keyRing.set(this.kind, key);
     this.given?.();
   }

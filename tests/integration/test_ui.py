@@ -303,6 +303,26 @@ def give_key(page: Page, name: str, key: str) -> None:
     page.keyboard.press("Enter")
 
 
+def test_a_key_that_is_typed_while_another_is_refused_stays(
+    browser: Browser, tiny_model: Path
+) -> None:
+    with guarded(tiny_model) as front:
+        page = Visit(browser, front).page
+        field = page.get_by_label("Admin key", exact=True)
+        expect(field).to_be_focused()
+        held: list[Route] = []
+        page.route("**/fleet", held.append)
+        with page.expect_request("**/fleet"):
+            give_key(page, "Admin key", "nonsense")
+        field.fill(ADMIN_KEY)
+        page.unroute("**/fleet")
+        held[0].continue_()
+        expect(page.locator("#fleet-key-error")).to_contain_text("does not accept")
+        expect(field).to_have_value(ADMIN_KEY)
+        page.keyboard.press("Enter")
+        expect(page.locator("#connection")).to_have_text("Live")
+
+
 def test_nothing_is_shown_without_the_admin_key_and_lost_nodes_are(
     browser: Browser, tiny_model: Path
 ) -> None:
