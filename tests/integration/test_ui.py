@@ -311,11 +311,14 @@ def test_a_key_that_is_typed_while_another_is_refused_stays(
         field = page.get_by_label("Admin key", exact=True)
         expect(field).to_be_focused()
         held: list[Route] = []
-        page.route("**/fleet", held.append)
+
+        def hold(route: Route) -> None:
+            held.append(route)
+
+        page.route("**/fleet", hold, times=1)
         with page.expect_request("**/fleet"):
             give_key(page, "Admin key", "nonsense")
         field.fill(ADMIN_KEY)
-        page.unroute("**/fleet")
         held[0].continue_()
         expect(page.locator("#fleet-key-error")).to_contain_text("does not accept")
         expect(field).to_have_value(ADMIN_KEY)
