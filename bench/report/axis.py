@@ -13,6 +13,7 @@ LINEAR_UP_TO = 30.0
 MARGIN = 0.06
 # Below this, values count as equal: floats could not tell their ticks apart.
 LEAST_RELATIVE_SPAN = 1e-6
+LEAST_SPAN = 1e-12
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ def axis_for(
     if zero:
         low = min(low, 0.0)
     span = high - low
-    if span <= LEAST_RELATIVE_SPAN * max(abs(high), abs(low)):
-        span = abs(high) or 1.0
+    if span <= max(LEAST_RELATIVE_SPAN * max(abs(high), abs(low)), LEAST_SPAN):
+        span = abs(high) if abs(high) > LEAST_SPAN else 1.0
         return Axis(label, 0.0 if zero else low - span / 2, high + span / 2)
     room = MARGIN * span
     return Axis(label, low if zero and low == 0 else low - room, high + room)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mlxfleet.bench.report.axis import Axis, axis_for, linear_ticks, log_ticks, round_step, short
@@ -23,6 +23,8 @@ def test_an_axis_holds_all_its_values(values: list[float]) -> None:
 
 
 @given(VALUES, st.booleans())
+@example([5e-324], False)
+@example([0.0, 5e-324], False)
 def test_an_axis_keeps_the_order(values: list[float], zero: bool) -> None:
     axis = axis_for(values, "x", zero=zero)
     shares = [axis.share(value) for value in sorted(values)]
