@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from mlxfleet.bench.load import run_load
 from mlxfleet.bench.prompt_load import prompt_load
+from mlxfleet.common.blas import kernels_environment
 from mlxfleet.common.errors import MlxfleetError
 
 MLXFLEET = "mlxfleet"
@@ -109,9 +110,11 @@ async def serving(
 
 
 async def start(spec: ServerSpec, log: Path) -> Process:
-    """Start the process."""
+    """Start the process, with OpenBLAS kernels as mlxfleet chooses them: a peer that loads OpenBLAS
+    gets the same."""
+    environment = {**os.environ, **kernels_environment()}
     # A key in the environment would have to be sent with every request.
-    environment = {name: value for name, value in os.environ.items() if name != "MLXFLEET_API_KEY"}
+    environment.pop("MLXFLEET_API_KEY", None)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         return await asyncio.create_subprocess_exec(

@@ -16,7 +16,7 @@ from msgspec import structs
 from mlxfleet.common.config import WorkerOptions, WorkerProcess
 from mlxfleet.common.errors import ModelError
 from mlxfleet.common.messages import ModelInfo
-from mlxfleet.workers import cpu_head
+from mlxfleet.workers import cpu_linear
 from mlxfleet.workers.blas_threads import leave_a_core_to_others
 from mlxfleet.workers.kv_cost import measure
 from mlxfleet.workers.kv_storage import KVStorage, create_storage, slab_layout
@@ -61,7 +61,7 @@ def load_model(told: WorkerProcess) -> tuple[KVStorage, ModelInfo]:
         mx.eval(logits, [layer.state for layer in cache])
     except CAUSES as error:
         raise ModelError(f"{folder.name} does not run on this machine: {error}") from error
-    cpu_head.head.adapt(model)
+    cpu_linear.head.adapt(model)
     layout = slab_layout(model, cache, options.kv_bits)
     fixed, per_token, windowed = measure(cache)
     if layout is not None:

@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxfleet.common.messages import Sampling, TokenLogprobs
-from mlxfleet.workers.cpu_head import argmax
+from mlxfleet.workers.cpu_argmax import argmax
 from mlxfleet.workers.drawing import Filters, column, draw
 from mlxfleet.workers.randomness import row_key
 

@@ -22,12 +22,13 @@ from mlxfleet.common.kv_sizes import BLOCK_TOKENS, LEAST_CAPACITY, PASS_TILE, ca
 from mlxfleet.workers import cpu_math
 from mlxfleet.workers.attention import AttendsItself, HeadRows
 from mlxfleet.workers.cold_store import ColdStore
+from mlxfleet.workers.cpu_linear import few_rows
 from mlxfleet.workers.kv_format import Format, LayerShape, Planes, additive, chunk_mask
 from mlxfleet.workers.row import Chunk, Pass, Row
 
-# Matrix products of one or two rows are a case of their own, and not padded.
+# Matrix products of so few rows are a case of their own, and not padded.
 ROW_TILE = PASS_TILE if cpu_math.USED else 1
-FEW_ROWS = 2
+FEW_ROWS = max(2, few_rows())
 GROWTH = 1.5
 # Free slots between rows, as a share of the rows, that are cheaper to compute than to fill.
 HOLES = 0.25

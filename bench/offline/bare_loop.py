@@ -19,7 +19,7 @@ from mlxfleet.bench.offline.work import Part
 from mlxfleet.common.errors import MlxfleetError
 from mlxfleet.common.messages import Sampling
 from mlxfleet.common.process import bootstrap, fail
-from mlxfleet.workers.cpu_head import argmax
+from mlxfleet.workers.cpu_argmax import argmax
 from mlxfleet.workers.kv_storage import KVStorage
 from mlxfleet.workers.model import load_model
 from mlxfleet.workers.row import Chunk, Row

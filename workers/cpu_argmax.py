@@ -1,0 +1,37 @@
+"""The index of the largest logit where there is no Metal."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from mlxfleet.workers import cpu_math
+from mlxfleet.workers.cpu_linear import LEAST_VOCABULARY, head
+
+# Divides the sizes of most vocabularies.
+ARGMAX_COLUMNS = 512
+
+
+def argmax(logits: mx.array) -> mx.array:
+    """Index of the largest number in each row [rows, n], in two steps: the maximum over strided
+    columns vectorizes, along a row it does not."""
+    n = logits.shape[1]
+    narrow = n % ARGMAX_COLUMNS or n < LEAST_VOCABULARY
+    if not cpu_math.USED or narrow or logits.dtype != mx.float32:
+        return mx.argmax(logits, axis=-1)
+    return argmax_by_columns(logits) if head.by_columns(logits.shape[0]) else argmax_by_rows(logits)
+
+
+def argmax_by_rows(logits: mx.array) -> mx.array:
+    """For logits of which a row lies side by side."""
+    grid = logits.reshape(logits.shape[0], -1, ARGMAX_COLUMNS)
+    column = mx.argmax(mx.max(grid, axis=1), axis=-1)
+    candidates = mx.take_along_axis(grid, column[:, None, None], axis=2)[:, :, 0]
+    return mx.argmax(candidates, axis=-1) * ARGMAX_COLUMNS + column
+
+
+def argmax_by_columns(logits: mx.array) -> mx.array:
+    """For logits of which a column lies side by side."""
+    grid = logits.T.reshape(-1, ARGMAX_COLUMNS, logits.shape[0])
+    column = mx.argmax(mx.max(grid, axis=0), axis=0)
+    candidates = mx.take_along_axis(grid, column[None, None], axis=1)[:, 0]
+    return mx.argmax(candidates, axis=0) * ARGMAX_COLUMNS + column

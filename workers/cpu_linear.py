@@ -1,0 +1,144 @@
+"""Linear layers and output heads where there is no Metal and matrix products run on OpenBLAS.
+
+OpenBLAS rearranges the whole weight before it multiplies, which for a few rows takes two to four
+times as long as the product. For processors with AVX-512 it also has kernels that do not, and takes
+them for small products only. So for few rows a weight is cut into parts that are small enough, and
+all parts are one batched product.
+
+With more rows, the head of a narrow model is faster as `weight @ x.T`: the logits then lie by
+columns, a token's numbers for all rows side by side.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import mlx.core as mx
+from mlx.nn.layers.embedding import Embedding
+from mlx.nn.layers.linear import Linear
+
+from mlxfleet.workers import cpu_math
+
+# The cores, in OpenBLAS' words, for which it has kernels for small products, and what it takes for
+# one: rows x outputs, and that x inputs (its sgemm_small_kernel_permit_skylakex.c).
+CORES_WITH_SMALL_KERNELS = (b"SkylakeX", b"Cooperlake", b"SapphireRapids")
+MOST_RESULTS, MOST_PRODUCTS = 1_200, 1_000_000
+# With 16 rows the usual kernels are even on one core, and faster on two.
+FEW_ROWS = 8
+# Smaller parts are no faster than the whole.
+LEAST_PART = 8
+# What begins with an underscore in a module of MLX is no parameter.
+PARTS = "_parts_by_rows"
+# With 256 numbers a token by columns and by rows are even, with more rows are faster. Fixed and not
+# measured at start: every worker has to round in the same way.
+GREATEST_WIDTH = 128
+LEAST_VOCABULARY = 8_192
+
+
+class CpuLinear(Linear):
+    """A linear layer."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """`x @ weight.T + bias`."""
+        y = product(self, x)
+        return y + self["bias"] if "bias" in self else y
+
+
+class CpuEmbedding(Embedding):
+    """An embedding that is also the head."""
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        """Logits of `x`."""
+        return product(self, x)
+
+
+def product(layer: Any, x: mx.array) -> mx.array:
+    """`x @ layer.weight.T`; by columns if the layer is a narrow head and `x` is [rows, 1, inputs]
+    with more rows than few."""
+    weight: mx.array = layer.weight
+    if x.ndim != 3 or x.shape[1] != 1:
+        return x @ weight.T
+    rows = x.shape[0]
+    if rows > few_rows():
+        return (weight @ x[:, 0].T).T[:, None] if is_narrow_head(layer) else x @ weight.T
+    parts = parts_of(layer, rows)
+    if parts is None:
+        return x @ weight.T
+    by_part = x.swapaxes(0, 1) @ parts
+    return (by_part if rows == 1 else by_part.swapaxes(0, 1)).reshape(rows, 1, -1)
+
+
+def parts_of(layer: Any, rows: int) -> mx.array | None:
+    """The layer's weight [parts, inputs, outputs of a part], a view of it, for a product with so
+    many rows; None if that is better done at once."""
+    known: dict[int, mx.array | None] = layer[PARTS]
+    if rows not in known:
+        outputs, inputs = layer.weight.shape
+        size = part_size(rows, outputs, inputs)
+        known[rows] = None
+        if LEAST_PART <= size < outputs:
+            parts = layer.weight.reshape(-1, size, inputs).swapaxes(1, 2)
+            mx.eval(parts)
+            known[rows] = parts
+    return known[rows]
+
+
+def needs_parts(layer: Any) -> bool:
+    """Whether a product with few rows may be too large to be done at once."""
+    outputs, inputs = layer.weight.shape
+    return bool(part_size(FEW_ROWS, outputs, inputs) < outputs)
+
+
+def part_size(rows: int, outputs: int, inputs: int) -> int:
+    """The most outputs of a part that OpenBLAS takes for small, of those that divide all; 0 if
+    there is none."""
+    most = min(MOST_RESULTS // rows, MOST_PRODUCTS // (rows * inputs), outputs)
+    return next((size for size in range(most, 0, -1) if outputs % size == 0), 0)
+
+
+class Head:
+    """How the loaded model's logits lie; for `argmax`, which a wrong answer would slow down, not
+    mislead."""
+
+    def __init__(self) -> None:
+        self.narrow = False
+
+    def adapt(self, model: Any) -> None:
+        """Let a model's layers compute in the ways that are fastest here."""
+        self.narrow = False
+        if not cpu_math.USED:
+            return
+        for module in model.modules():
+            if type(module) not in (Linear, Embedding) or module.weight.dtype != mx.float32:
+                continue
+            narrow = is_narrow_head(module)
+            if narrow or (few_rows() and needs_parts(module)):
+                module.__class__ = CpuLinear if type(module) is Linear else CpuEmbedding
+                module[PARTS] = {}
+            self.narrow = self.narrow or narrow
+
+    def by_columns(self, rows: int) -> bool:
+        """Whether the logits of so many rows lie by columns."""
+        return self.narrow and rows > few_rows()
+
+
+head = Head()
+
+
+def is_narrow_head(layer: Any) -> bool:
+    """Whether a layer is as tall as a vocabulary and narrow."""
+    outputs, inputs = layer.weight.shape
+    return bool(outputs >= LEAST_VOCABULARY and inputs <= GREATEST_WIDTH)
+
+
+@cache
+def few_rows() -> int:
+    """Up to how many rows OpenBLAS' kernels for small products are used; 0 if it has none."""
+    try:
+        core_name = ctypes.CDLL(None).openblas_get_corename
+    except AttributeError:
+        return 0
+    core_name.restype = ctypes.c_char_p
+    return FEW_ROWS if core_name() in CORES_WITH_SMALL_KERNELS else 0
