@@ -17,7 +17,6 @@ from msgspec import Struct
 
 from mlxfleet.bench.load import run_load
 from mlxfleet.bench.prompt_load import prompt_load
-from mlxfleet.common.blas import kernels_environment
 from mlxfleet.common.errors import MlxfleetError
 
 MLXFLEET = "mlxfleet"
@@ -110,11 +109,9 @@ async def serving(
 
 
 async def start(spec: ServerSpec, log: Path) -> Process:
-    """Start the process, with OpenBLAS kernels as mlxfleet chooses them: a peer that loads OpenBLAS
-    gets the same."""
-    environment = {**os.environ, **kernels_environment()}
+    """Start the process."""
     # A key in the environment would have to be sent with every request.
-    environment.pop("MLXFLEET_API_KEY", None)
+    environment = {name: value for name, value in os.environ.items() if name != "MLXFLEET_API_KEY"}
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         return await asyncio.create_subprocess_exec(

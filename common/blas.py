@@ -24,10 +24,6 @@ MISSING = (
 # Idle threads wait for 2 to this power clock cycles before they sleep; by default for 26, in which
 # they keep cores from everybody else.
 THREAD_TIMEOUT = "14"
-# OpenBLAS takes AMD processors that are newer than itself for older ones without AVX-512. Asked for
-# these kernels it is twice as fast on them, and has others for small products.
-AVX512_CORE = "SkylakeX"
-AVX512 = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 33)}
 
 
@@ -52,30 +48,10 @@ def worker_environment(threads: int | None) -> dict[str, str]:
     preload = " ".join(filter(None, (str(library), os.environ.get("LD_PRELOAD"))))
     return {
         **MALLOC,
-        **kernels_environment(),
         "LD_PRELOAD": preload,
         "OPENBLAS_NUM_THREADS": str(threads),
         "OPENBLAS_THREAD_TIMEOUT": THREAD_TIMEOUT,
     }
-
-
-def kernels_environment() -> dict[str, str]:
-    """What makes OpenBLAS use what this processor has, where it would not by itself."""
-    if "OPENBLAS_CORETYPE" in os.environ or not is_amd_with_avx512(Path("/proc/cpuinfo")):
-        return {}
-    return {"OPENBLAS_CORETYPE": AVX512_CORE}
-
-
-def is_amd_with_avx512(cpuinfo: Path) -> bool:
-    """Whether the first processor in a file like Linux' /proc/cpuinfo is one."""
-    try:
-        first = cpuinfo.read_text().partition("\n\n")[0]
-    except OSError:
-        return False
-    fields = (line.partition(":") for line in first.splitlines())
-    values = {name.strip(): value.strip() for name, _, value in fields}
-    flags = set(values.get("flags", "").split())
-    return values.get("vendor_id") == "AuthenticAMD" and flags >= AVX512
 
 
 def warn_without_openblas() -> None:
