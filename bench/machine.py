@@ -15,6 +15,7 @@ import msgspec
 import psutil
 from msgspec import Struct
 
+BLAS_PREFIX = "OPENBLAS_"
 VERSIONS_TIMEOUT_S = 30.0
 VERSIONS_SCRIPT = """
 import json, sys
@@ -38,6 +39,8 @@ class Machine(Struct, frozen=True, kw_only=True):
     usable_cpus: int
     memory_bytes: int
     load_average: tuple[float, float, float]
+    blas_settings: dict[str, str] = {}
+    """OPENBLAS_* of the environment, which every server that is started here inherits."""
 
 
 def describe_machine() -> Machine:
@@ -52,6 +55,7 @@ def describe_machine() -> Machine:
         usable_cpus=usable,
         memory_bytes=psutil.virtual_memory().total,
         load_average=os.getloadavg(),
+        blas_settings={k: v for k, v in sorted(os.environ.items()) if k.startswith(BLAS_PREFIX)},
     )
 
 

@@ -29,6 +29,7 @@ def facts(loaded: Loaded) -> list[Fact]:
         ("began", [span_of(runs)] if runs else []),
         ("machine", [machine_words(machine) for machine in machines]),
         ("system", [machine.platform for machine in machines]),
+        ("settings of OpenBLAS", [pairs_words(machine.blas_settings) for machine in machines]),
         ("load average before", [load_average_words(machines)]),
         ("model", [model_of(run) for run in runs]),
         (
@@ -39,7 +40,7 @@ def facts(loaded: Loaded) -> list[Fact]:
         ("arrival", [in_words(run.arrival.items()) for run in runs]),
         ("SLOs, ms", [in_words(run.slos.items()) for run in runs]),
         ("seeds", [", ".join(dict.fromkeys(str(run.seed) for run in runs))]),
-        ("versions", [versions_words(run.versions) for run in runs]),
+        ("versions", [pairs_words(run.versions) for run in runs]),
         ("git", [git_words(state) for state in git if state is not None]),
         ("server", [server_words(run) for run in runs]),
         (
@@ -48,7 +49,7 @@ def facts(loaded: Loaded) -> list[Fact]:
         ),
         (
             "their versions",
-            [f"{start.side}: {versions_words(start.versions)}" for start in first_starts(loaded)],
+            [f"{start.side}: {pairs_words(start.versions)}" for start in first_starts(loaded)],
         ),
         ("options of the comparison", [in_words(one.options.items()) for one in comparisons]),
         (
@@ -104,9 +105,9 @@ def load_average_words(machines: Iterable[Machine]) -> str:
     return f"{min(loads):.2f} to {max(loads):.2f}" if len(loads) > 1 else f"{loads[0]:.2f}"
 
 
-def versions_words(versions: dict[str, str]) -> str:
-    """Packages with their versions."""
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
+def pairs_words(pairs: dict[str, str]) -> str:
+    """Packages with their versions, or variables with their values."""
+    return ", ".join(f"{name} {value}" for name, value in pairs.items())
 
 
 def git_words(state: GitState) -> str:

@@ -34,6 +34,7 @@ MACHINE = Machine(
     usable_cpus=32,
     memory_bytes=512 * 10**9,
     load_average=(1.2, 1.0, 0.9),
+    blas_settings={"OPENBLAS_CORETYPE": "Haswell"},
 )
 CLIENT = ClientCost(cpu_share=0.07, event_lag_p99_ms=0.6, late_sends_p99_ms=0.9, saturated=False)
 TOKENS = 64

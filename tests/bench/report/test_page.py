@@ -103,6 +103,10 @@ def test_a_verdict_is_told_in_words(full: str) -> None:
     assert "95% interval 1.029 to 1.054" in full
 
 
+def test_what_openblas_was_told_is_shown(full: str) -> None:
+    assert "OPENBLAS_CORETYPE Haswell" in full
+
+
 def test_the_machines_paths_are_not_shown(full: str) -> None:
     assert "/opt/venv" not in full
     assert "mlxfleet bench serve" in full
