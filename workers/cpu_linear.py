@@ -31,8 +31,8 @@ FEW_ROWS = 8
 LEAST_PART = 8
 # What begins with an underscore in a module of MLX is no parameter.
 PARTS = "_parts_by_rows"
-# With 256 numbers a token by columns and by rows are even, with more rows are faster. Fixed and not
-# measured at start: every worker has to round in the same way.
+# With 256 inputs logits by columns take as long as by rows, with more inputs longer. Fixed and not
+# measured at start, so that workers on equal machines round in the same way.
 GREATEST_WIDTH = 128
 LEAST_VOCABULARY = 8_192
 
@@ -105,26 +105,27 @@ class Head:
     def __init__(self) -> None:
         self.narrow = False
 
-    def adapt(self, model: Any) -> None:
-        """Let a model's layers compute in the ways that are fastest here."""
-        self.narrow = False
-        if not cpu_math.USED:
-            return
-        for module in model.modules():
-            if type(module) not in (Linear, Embedding) or module.weight.dtype != mx.float32:
-                continue
-            narrow = is_narrow_head(module)
-            if narrow or (few_rows() and needs_parts(module)):
-                module.__class__ = CpuLinear if type(module) is Linear else CpuEmbedding
-                module[PARTS] = {}
-            self.narrow = self.narrow or narrow
-
     def by_columns(self, rows: int) -> bool:
         """Whether the logits of so many rows lie by columns."""
         return self.narrow and rows > few_rows()
 
 
 head = Head()
+
+
+def adapt(model: Any) -> None:
+    """Let a loaded model's layers compute in the ways that are fastest here."""
+    head.narrow = False
+    if not cpu_math.USED:
+        return
+    for module in model.modules():
+        if type(module) not in (Linear, Embedding) or module.weight.dtype != mx.float32:
+            continue
+        narrow = is_narrow_head(module)
+        if narrow or (few_rows() and needs_parts(module)):
+            module.__class__ = CpuLinear if type(module) is Linear else CpuEmbedding
+            module[PARTS] = {}
+        head.narrow = head.narrow or narrow
 
 
 def is_narrow_head(layer: Any) -> bool:

@@ -61,7 +61,7 @@ def load_model(told: WorkerProcess) -> tuple[KVStorage, ModelInfo]:
         mx.eval(logits, [layer.state for layer in cache])
     except CAUSES as error:
         raise ModelError(f"{folder.name} does not run on this machine: {error}") from error
-    cpu_linear.head.adapt(model)
+    cpu_linear.adapt(model)
     layout = slab_layout(model, cache, options.kv_bits)
     fixed, per_token, windowed = measure(cache)
     if layout is not None:

@@ -28,7 +28,7 @@ from mlxfleet.workers.row import Chunk, Pass, Row
 
 # Matrix products of so few rows are a case of their own, and not padded.
 ROW_TILE = PASS_TILE if cpu_math.USED else 1
-FEW_ROWS = max(2, few_rows())
+UNPADDED_ROWS = max(2, few_rows())
 GROWTH = 1.5
 # Free slots between rows, as a share of the rows, that are cheaper to compute than to fill.
 HOLES = 0.25
@@ -318,7 +318,7 @@ class SlabStorage:
         chunk_parts, positions = self._chunk_parts(chunks, first=len(decoding))
         decode_parts, order, decode_positions = self._decode_parts(decoding, len(positions))
         positions = decode_positions + positions
-        padding = -len(positions) % ROW_TILE if len(positions) > FEW_ROWS else 0
+        padding = -len(positions) % ROW_TILE if len(positions) > UNPADDED_ROWS else 0
         if padding:
             order = (order or list(range(len(positions)))) + [0] * padding
         offsets = mx.array(positions + [0] * padding, dtype=mx.int32)
@@ -341,7 +341,7 @@ class SlabStorage:
             return self._head.run(self._model, inputs, self._layers, None)
         both = mx.concatenate([inputs, tokens])
         rows = inputs.size
-        if rows > FEW_ROWS:
+        if rows > UNPADDED_ROWS:
             rows += -rows % ROW_TILE
         head_rows = mx.arange(rows) if rows < both.size else None
         return self._head.run(self._model, both, self._layers, head_rows)

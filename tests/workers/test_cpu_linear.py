@@ -27,6 +27,7 @@ from mlxfleet.workers.cpu_linear import (
     PARTS,
     CpuEmbedding,
     CpuLinear,
+    adapt,
     head,
     part_size,
     parts_of,
@@ -103,7 +104,7 @@ def test_an_adapted_model_gives_the_same_logits(
     kernels_for(rows)
     model, x = make(), normal(*shape)
     before = model.logits(x)
-    head.adapt(model)
+    adapt(model)
     assert head.narrow
     assert model.logits(x).shape == before.shape
     assert mx.allclose(model.logits(x), before, rtol=1e-5, atol=1e-5)
@@ -112,14 +113,14 @@ def test_an_adapted_model_gives_the_same_logits(
 def test_without_such_kernels_only_narrow_heads_are_changed(kernels_for: Use) -> None:
     kernels_for(0)
     model = Untied()
-    head.adapt(model)
+    adapt(model)
     assert (type(model.layer), type(model.head)) == (nn.Linear, CpuLinear)
     tied = Tied()
-    head.adapt(tied)
+    adapt(tied)
     assert type(tied.embed) is CpuEmbedding
     assert tied.embed(mx.array([3, 5])).shape == (2, 64)
     for other in (Tied(vocabulary=LEAST_VOCABULARY - 1), Tied(width=GREATEST_WIDTH + 1)):
-        head.adapt(other)
+        adapt(other)
         assert not head.narrow
         assert type(other.embed) is nn.Embedding
 
@@ -129,17 +130,17 @@ def test_with_such_kernels_every_large_layer_is_changed(kernels_for: Use) -> Non
     model = Untied()
     model.layer = nn.Linear(64, 256)
     model.small = nn.Linear(64, 64)
-    head.adapt(model)
+    adapt(model)
     assert type(model.layer) is type(model.head) is CpuLinear
     assert type(model.small) is nn.Linear
     wide = Tied(width=GREATEST_WIDTH + 1)
-    head.adapt(wide)
+    adapt(wide)
     assert type(wide.embed) is CpuEmbedding
     assert not head.narrow
 
 
 def test_logits_lie_by_columns_with_more_rows_than_few(kernels_for: Use) -> None:
-    head.adapt(Tied())
+    adapt(Tied())
     kernels_for(FEW_ROWS)
     assert [head.by_columns(rows) for rows in (1, FEW_ROWS, FEW_ROWS + 1)] == [False, False, True]
     kernels_for(0)
@@ -150,7 +151,7 @@ def test_weights_that_are_not_in_full_precision_stay_as_they_are(kernels_for: Us
     kernels_for(FEW_ROWS)
     model = Tied()
     model.set_dtype(mx.float16)
-    head.adapt(model)
+    adapt(model)
     assert not head.narrow
     assert type(model.embed) is nn.Embedding
 
@@ -159,14 +160,14 @@ def test_what_is_kept_for_products_is_no_parameter(kernels_for: Use) -> None:
     kernels_for(FEW_ROWS)
     model = Tied()
     before = set(model.embed.parameters())
-    head.adapt(model)
+    adapt(model)
     mx.eval(model.logits(normal(3, 1, 64)))
     assert set(model.embed.parameters()) == before
 
 
 def test_the_next_model_counts() -> None:
-    head.adapt(Tied())
-    head.adapt(Tied(width=GREATEST_WIDTH + 1))
+    adapt(Tied())
+    adapt(Tied(width=GREATEST_WIDTH + 1))
     assert not head.narrow
 
 
