@@ -104,7 +104,8 @@ def test_interactive_requests_start_before_batch_ones(narrow_fleet: Fleet) -> No
     ended: list[str] = []
 
     def ask(priority: str) -> int:
-        body = {"prompt": "Hi", "max_tokens": 1, "priority": priority}
+        # One row runs at a time. The second has to take longer than a thread needs to wake up.
+        body = {"prompt": "Hi", "max_tokens": 200, "ignore_eos": True, "priority": priority}
         status, _, _ = narrow_fleet.post("/v1/completions", body)
         ended.append(priority)
         return status
