@@ -21,9 +21,9 @@ MISSING = (
     " (Debian, Ubuntu: apt-get install libopenblas0-pthread)"
 )
 
-# Idle threads wait for 2 to this power clock cycles before they sleep; by default for 26, in which
-# they keep cores from everybody else.
-THREAD_TIMEOUT = "14"
+# Idle threads wait for 2 to this power clock cycles before they sleep: long enough to be awake for
+# the next product of a pass. By default it is 26, for which they keep cores from everybody else.
+THREAD_TIMEOUT = "20"
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 33)}
 
 

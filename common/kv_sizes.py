@@ -8,10 +8,6 @@ BLOCK_TOKENS = 32
 LEAST_CAPACITY = 256
 """Tokens in a slot of the smallest slab, a multiple of BLOCK_TOKENS."""
 
-PASS_TILE = 8
-"""Tokens by which passes grow: matrix products of part of a tile take as long as those of a whole
-one, and OpenBLAS even takes longer for 12 rows than for 16."""
-
 
 def capacity_for(tokens: int) -> int:
     """Tokens that the smallest slot has room for that holds this many."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 
+from mlxfleet.workers import openblas
 from mlxfleet.workers.kv_storage import KVStorage
 from mlxfleet.workers.pass_times import pass_seconds
 
@@ -20,11 +20,9 @@ def leave_a_core_to_others(storage: KVStorage) -> None:
     """Take one core less if the model is so small that its passes are short. Leaves the storage
     empty; does nothing without OpenBLAS."""
     cores = os.cpu_count() or 1
-    try:
-        set_threads = ctypes.CDLL(None).openblas_set_num_threads
-    except AttributeError:
+    if cores == 1 or not openblas.threads():
         return
     seconds = pass_seconds(storage, rows=1, tokens=0, repeats=PASSES)
-    if cores > 1 and seconds < SHORT_PASS_S:
-        set_threads(cores - 1)
+    if seconds < SHORT_PASS_S:
+        openblas.set_threads(cores - 1)
         log.info("a pass takes %.1f ms: %d BLAS threads", seconds * 1e3, cores - 1)

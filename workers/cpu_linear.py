@@ -1,17 +1,18 @@
 """Linear layers and output heads where there is no Metal and matrix products run on OpenBLAS.
 
-OpenBLAS rearranges the whole weight before it multiplies, which for a few rows takes two to four
-times as long as the product. For processors with AVX-512 it also has kernels that do not, and takes
-them for small products only. So for few rows a weight is cut into parts that are small enough, and
-all parts are one batched product.
+OpenBLAS rearranges the whole weight before it multiplies, which for a few rows takes longer than
+the product. It does that faster if the numbers that belong to one input lie side by side, so
+weights are laid out by inputs.
 
-With more rows, the head of a narrow model is faster as `weight @ x.T`: the logits then lie by
-columns, a token's numbers for all rows side by side.
+For processors with AVX-512 it also has kernels that rearrange nothing, and takes them for small
+products only. There weights stay as they are, for few rows a weight is cut into parts that are
+small enough, and all parts are one batched product. With more rows, the head of a narrow model is
+faster as `weight @ x.T`: the logits then lie by columns, a token's numbers for all rows side by
+side.
 """
 
 from __future__ import annotations
 
-import ctypes
 from functools import cache
 from typing import Any
 
@@ -19,7 +20,7 @@ import mlx.core as mx
 from mlx.nn.layers.embedding import Embedding
 from mlx.nn.layers.linear import Linear
 
-from mlxfleet.workers import cpu_math
+from mlxfleet.workers import cpu_math, openblas
 
 # The cores, in OpenBLAS' words, for which it has kernels for small products, and what it takes for
 # one: rows x outputs, and that x inputs (its sgemm_small_kernel_permit_skylakex.c).
@@ -31,6 +32,7 @@ FEW_ROWS = 8
 LEAST_PART = 8
 # What begins with an underscore in a module of MLX is no parameter.
 PARTS = "_parts_by_rows"
+BY_INPUTS = "_weight_by_inputs"
 # With 256 inputs logits by columns take as long as by rows, with more inputs longer. Fixed and not
 # measured at start, so that workers on equal machines round in the same way.
 GREATEST_WIDTH = 128
@@ -55,8 +57,13 @@ class CpuEmbedding(Embedding):
 
 
 def product(layer: Any, x: mx.array) -> mx.array:
-    """`x @ layer.weight.T`; by columns if the layer is a narrow head and `x` is [rows, 1, inputs]
-    with more rows than few."""
+    """`x @ layer.weight.T`; by columns if the layer is a narrow head in parts and `x` is
+    [rows, 1, inputs] with more rows than few."""
+    if BY_INPUTS in layer:
+        matrix, batch = layer[BY_INPUTS]
+        # With as many dimensions on both sides one operation, otherwise three.
+        product: mx.array = x @ (batch if x.ndim == 3 and x.shape[0] == 1 else matrix)
+        return product
     weight: mx.array = layer.weight
     if x.ndim != 3 or x.shape[1] != 1:
         return x @ weight.T
@@ -68,6 +75,15 @@ def product(layer: Any, x: mx.array) -> mx.array:
         return x @ weight.T
     by_part = x.swapaxes(0, 1) @ parts
     return (by_part if rows == 1 else by_part.swapaxes(0, 1)).reshape(rows, 1, -1)
+
+
+def lay_out_by_inputs(layer: Any) -> None:
+    """Let the numbers of one input lie side by side; the weight's shape stays."""
+    matrix = mx.contiguous(layer.weight.T)
+    layer.weight = matrix.T
+    layer[BY_INPUTS] = (matrix, matrix[None])
+    # The old weight goes before the next one is laid out.
+    mx.eval(layer.weight, layer[BY_INPUTS])
 
 
 def parts_of(layer: Any, rows: int) -> mx.array | None:
@@ -121,10 +137,14 @@ def adapt(model: Any) -> None:
     for module in model.modules():
         if type(module) not in (Linear, Embedding) or module.weight.dtype != mx.float32:
             continue
-        narrow = is_narrow_head(module)
-        if narrow or (few_rows() and needs_parts(module)):
-            module.__class__ = CpuLinear if type(module) is Linear else CpuEmbedding
+        narrow = few_rows() > 0 and is_narrow_head(module)
+        if not few_rows():
+            lay_out_by_inputs(module)
+        elif narrow or needs_parts(module):
             module[PARTS] = {}
+        else:
+            continue
+        module.__class__ = CpuLinear if type(module) is Linear else CpuEmbedding
         head.narrow = head.narrow or narrow
 
 
@@ -137,9 +157,4 @@ def is_narrow_head(layer: Any) -> bool:
 @cache
 def few_rows() -> int:
     """Up to how many rows OpenBLAS' kernels for small products are used; 0 if it has none."""
-    try:
-        core_name = ctypes.CDLL(None).openblas_get_corename
-    except AttributeError:
-        return 0
-    core_name.restype = ctypes.c_char_p
-    return FEW_ROWS if core_name() in CORES_WITH_SMALL_KERNELS else 0
+    return FEW_ROWS if openblas.core_name() in CORES_WITH_SMALL_KERNELS else 0

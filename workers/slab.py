@@ -18,8 +18,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxfleet.common.kv_sizes import BLOCK_TOKENS, LEAST_CAPACITY, PASS_TILE, capacity_for
-from mlxfleet.workers import cpu_math
+from mlxfleet.common.kv_sizes import BLOCK_TOKENS, LEAST_CAPACITY, capacity_for
+from mlxfleet.workers import cpu_math, openblas
 from mlxfleet.workers.attention import AttendsItself, HeadRows
 from mlxfleet.workers.cold_store import ColdStore
 from mlxfleet.workers.cpu_linear import few_rows
@@ -27,7 +27,6 @@ from mlxfleet.workers.kv_format import Format, LayerShape, Planes, additive, chu
 from mlxfleet.workers.row import Chunk, Pass, Row
 
 # Matrix products of so few rows are a case of their own, and not padded.
-ROW_TILE = PASS_TILE if cpu_math.USED else 1
 UNPADDED_ROWS = max(2, few_rows())
 GROWTH = 1.5
 # Free slots between rows, as a share of the rows, that are cheaper to compute than to fill.
@@ -318,7 +317,7 @@ class SlabStorage:
         chunk_parts, positions = self._chunk_parts(chunks, first=len(decoding))
         decode_parts, order, decode_positions = self._decode_parts(decoding, len(positions))
         positions = decode_positions + positions
-        padding = -len(positions) % ROW_TILE if len(positions) > UNPADDED_ROWS else 0
+        padding = padded(len(positions)) - len(positions)
         if padding:
             order = (order or list(range(len(positions)))) + [0] * padding
         offsets = mx.array(positions + [0] * padding, dtype=mx.int32)
@@ -340,9 +339,7 @@ class SlabStorage:
         if tokens.size == 0:
             return self._head.run(self._model, inputs, self._layers, None)
         both = mx.concatenate([inputs, tokens])
-        rows = inputs.size
-        if rows > UNPADDED_ROWS:
-            rows += -rows % ROW_TILE
+        rows = padded(inputs.size)
         head_rows = mx.arange(rows) if rows < both.size else None
         return self._head.run(self._model, both, self._layers, head_rows)
 
@@ -469,6 +466,13 @@ class SlabStorage:
             return parts, None, positions
         order += range(outputs, outputs + chunk_tokens)
         return parts, order, positions
+
+
+def padded(tokens: int) -> int:
+    """How many tokens a pass with so many should have."""
+    if tokens <= UNPADDED_ROWS or not cpu_math.USED:
+        return tokens
+    return tokens + -tokens % openblas.row_tile()
 
 
 def decode_part(

@@ -105,24 +105,45 @@ def test_an_adapted_model_gives_the_same_logits(
     model, x = make(), normal(*shape)
     before = model.logits(x)
     adapt(model)
-    assert head.narrow
+    assert head.narrow == (rows > 0)
     assert model.logits(x).shape == before.shape
     assert mx.allclose(model.logits(x), before, rtol=1e-5, atol=1e-5)
 
 
-def test_without_such_kernels_only_narrow_heads_are_changed(kernels_for: Use) -> None:
+def test_without_such_kernels_every_weight_is_laid_out_by_inputs(kernels_for: Use) -> None:
     kernels_for(0)
     model = Untied()
+    before = np.array(model.layer.weight)
     adapt(model)
-    assert (type(model.layer), type(model.head)) == (nn.Linear, CpuLinear)
+    assert type(model.layer) is type(model.head) is CpuLinear
+    assert not head.narrow
+    assert np.array_equal(np.array(model.layer.weight), before)
+    # In memory: as numpy sees it, which does not copy.
+    assert np.array(model.layer.weight, copy=False).strides == (4, 4 * 64)
     tied = Tied()
+    ids = mx.array([3, 5])
+    embedded = np.array(tied.embed(ids))
     adapt(tied)
     assert type(tied.embed) is CpuEmbedding
-    assert tied.embed(mx.array([3, 5])).shape == (2, 64)
+    assert np.array_equal(np.array(tied.embed(ids)), embedded)
+
+
+def test_laying_out_takes_no_more_memory(kernels_for: Use) -> None:
+    kernels_for(0)
+    model = Untied()
+    mx.eval(model.parameters())
+    before = mx.get_active_memory()
+    adapt(model)
+    assert mx.get_active_memory() == before
+
+
+def test_with_small_kernels_the_heads_of_narrow_models_are_by_columns(kernels_for: Use) -> None:
+    kernels_for(FEW_ROWS)
+    adapt(Tied())
+    assert head.narrow
     for other in (Tied(vocabulary=LEAST_VOCABULARY - 1), Tied(width=GREATEST_WIDTH + 1)):
         adapt(other)
         assert not head.narrow
-        assert type(other.embed) is nn.Embedding
 
 
 def test_with_such_kernels_every_large_layer_is_changed(kernels_for: Use) -> None:
@@ -140,11 +161,9 @@ def test_with_such_kernels_every_large_layer_is_changed(kernels_for: Use) -> Non
 
 
 def test_logits_lie_by_columns_with_more_rows_than_few(kernels_for: Use) -> None:
-    adapt(Tied())
     kernels_for(FEW_ROWS)
+    adapt(Tied())
     assert [head.by_columns(rows) for rows in (1, FEW_ROWS, FEW_ROWS + 1)] == [False, False, True]
-    kernels_for(0)
-    assert head.by_columns(1)
 
 
 def test_weights_that_are_not_in_full_precision_stay_as_they_are(kernels_for: Use) -> None:
@@ -156,8 +175,9 @@ def test_weights_that_are_not_in_full_precision_stay_as_they_are(kernels_for: Us
     assert type(model.embed) is nn.Embedding
 
 
-def test_what_is_kept_for_products_is_no_parameter(kernels_for: Use) -> None:
-    kernels_for(FEW_ROWS)
+@pytest.mark.parametrize("rows", [0, FEW_ROWS])
+def test_what_is_kept_for_products_is_no_parameter(rows: int, kernels_for: Use) -> None:
+    kernels_for(rows)
     model = Tied()
     before = set(model.embed.parameters())
     adapt(model)
@@ -165,7 +185,8 @@ def test_what_is_kept_for_products_is_no_parameter(kernels_for: Use) -> None:
     assert set(model.embed.parameters()) == before
 
 
-def test_the_next_model_counts() -> None:
+def test_the_next_model_counts(kernels_for: Use) -> None:
+    kernels_for(FEW_ROWS)
     adapt(Tied())
     adapt(Tied(width=GREATEST_WIDTH + 1))
     assert not head.narrow
