@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from mlxfleet.common.kv_sizes import CHUNK_TILE
 
@@ -11,6 +12,8 @@ FORGETTING = 0.95
 INERTIA = 0.01
 TINY = 1e-12
 FEATURES = 5
+COLUMNS = range(FEATURES)
+MOST_SOLUTIONS = 20
 FIRST_CHUNK_TOKENS = 32
 MIN_CHUNK_TOKENS = 4
 DECODE_STEPS_PER_GAP = 1.5
@@ -27,6 +30,16 @@ MAX_RESTS = 2
 REST_SHARE = 0.15
 
 
+class Parts(NamedTuple):
+    """Seconds that a pass takes, see PassCost."""
+
+    fixed_s: float
+    per_row_s: float
+    prompt_s: float
+    per_token_s: float
+    per_pair_s: float
+
+
 class PassCost:
     """Seconds of a pass = fixed, in which all weights are read, + per row that decodes, whose next
     token has to be chosen, + once if there are prompt tokens, + for each of these, + per pair of a
@@ -37,12 +50,13 @@ class PassCost:
     """
 
     def __init__(self) -> None:
-        # Of the normal equations: faded sums over the passes of products of their features.
+        # Of the normal equations: faded sums over the passes of products of their features, of
+        # two different ones once.
         self._products = [[0.0] * FEATURES for _ in range(FEATURES)]
         self._seconds = [0.0] * FEATURES
         self.known = False
-        self.fixed_s = self.per_row_s = 0.0
-        self.prompt_s = self.per_token_s = self.per_pair_s = 0.0
+        self._parts = Parts(0.0, 0.0, 0.0, 0.0, 0.0)
+        self._unsolved = 0
 
     def observe(self, rows: int, tokens: int, pairs: float, seconds: float) -> None:
         """Learn from a pass."""
@@ -51,44 +65,50 @@ class PassCost:
         features = (share, rows * share, (tokens > 0) * share, tokens * share, pairs * share)
         for i, one in enumerate(features):
             self._seconds[i] = FORGETTING * self._seconds[i] + one * share * seconds
-            for j, other in enumerate(features):
-                self._products[i][j] = FORGETTING * self._products[i][j] + one * other
-        if not self.known:
+            products = self._products[i]
+            for j in range(i, FEATURES):
+                products[j] = FORGETTING * products[j] + one * features[j]
+        if self.known:
+            self._unsolved += 1
+        else:
             # All of it per token: a careful guess.
-            self.per_row_s = self.per_token_s = seconds / (rows + tokens)
+            each_s = seconds / (rows + tokens)
+            self._parts = Parts(0.0, each_s, 0.0, each_s, 0.0)
             self.known = True
-            return
-        before = (
-            self.fixed_s,
-            self.per_row_s,
-            self.prompt_s,
-            self.per_token_s,
-            self.per_pair_s,
-        )
-        left = [list(products) for products in self._products]
-        right = list(self._seconds)
-        for i in range(FEATURES):
-            pull = INERTIA * left[i][i] + TINY
-            left[i][i] += pull
-            right[i] += pull * before[i]
-        solved = [max(part, 0.0) for part in solve(left, right)]
-        self.fixed_s, self.per_row_s, self.prompt_s, self.per_token_s, self.per_pair_s = solved
+
+    @property
+    def parts(self) -> Parts:
+        """What was learned, solved for when somebody asks: once for every pass since, as every
+        time it comes nearer to what the passes say, but no more often than helps."""
+        for _ in range(min(self._unsolved, MOST_SOLUTIONS)):
+            products, right = self._products, list(self._seconds)
+            left = [[products[min(i, j)][max(i, j)] for j in COLUMNS] for i in COLUMNS]
+            for i, before in enumerate(self._parts):
+                pull = INERTIA * left[i][i] + TINY
+                left[i][i] += pull
+                right[i] += pull * before
+            self._parts = Parts(*(max(part, 0.0) for part in solve(left, right)))
+        self._unsolved = 0
+        return self._parts
 
     def decode_s(self, rows: int) -> float:
         """Seconds of a pass without prompt tokens."""
-        return self.fixed_s + rows * self.per_row_s
+        parts = self.parts
+        return parts.fixed_s + rows * parts.per_row_s
 
     def pass_s(self, rows: int, tokens: int, start: int) -> float:
         """Seconds of a pass with prompt tokens from position `start` on."""
         pairs = tokens * (start + tokens / 2)
-        prompt_s = self.prompt_s + tokens * self.per_token_s + pairs * self.per_pair_s
+        parts = self.parts
+        prompt_s = parts.prompt_s + tokens * parts.per_token_s + pairs * parts.per_pair_s
         return self.decode_s(rows) + prompt_s
 
     def tokens_in(self, seconds: float, start: int) -> float:
         """How many prompt tokens from position `start` on a pass can run in so long, beside the
         fixed part."""
-        slope = self.per_token_s + self.per_pair_s * start
-        curve = self.per_pair_s / 2
+        parts = self.parts
+        slope = parts.per_token_s + parts.per_pair_s * start
+        curve = parts.per_pair_s / 2
         if seconds <= 0 or slope + curve == 0:
             return 0.0 if seconds <= 0 else math.inf
         # The positive root of curve * n^2 + slope * n = seconds, in the form without cancellation.
@@ -145,7 +165,7 @@ class ChunkSizer:
         else:
             slow_s = DECODE_STEPS_PER_GAP * cost.decode_s(rows)
             budget_s = max(MARGIN * self._budget_s, slow_s)
-        left_s = budget_s - cost.decode_s(rows) - cost.prompt_s
+        left_s = budget_s - cost.decode_s(rows) - cost.parts.prompt_s
         flat = rows + int(min(cost.tokens_in(left_s, start), self._max_tokens))
         # A matrix product of part of a tile takes as long as that of a whole one.
         least = -(-(rows + MIN_CHUNK_TOKENS) // CHUNK_TILE) * CHUNK_TILE

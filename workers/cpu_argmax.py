@@ -24,14 +24,22 @@ def argmax(logits: mx.array) -> mx.array:
 def argmax_by_rows(logits: mx.array) -> mx.array:
     """For logits of which a row lies side by side."""
     grid = logits.reshape(logits.shape[0], -1, ARGMAX_COLUMNS)
-    column = mx.argmax(mx.max(grid, axis=1), axis=-1)
-    candidates = mx.take_along_axis(grid, column[:, None, None], axis=2)[:, :, 0]
-    return mx.argmax(candidates, axis=-1) * ARGMAX_COLUMNS + column
+    column = mx.argmax(mx.max(grid, axis=1, keepdims=True), axis=2, keepdims=True)
+    row = mx.argmax(mx.take_along_axis(grid, column, axis=2), axis=1, keepdims=True)
+    return compiled_index(row, column).reshape(-1)
 
 
 def argmax_by_columns(logits: mx.array) -> mx.array:
     """For logits of which a column lies side by side."""
     grid = logits.T.reshape(-1, ARGMAX_COLUMNS, logits.shape[0])
-    column = mx.argmax(mx.max(grid, axis=0), axis=0)
-    candidates = mx.take_along_axis(grid, column[None, None], axis=1)[:, 0]
-    return mx.argmax(candidates, axis=0) * ARGMAX_COLUMNS + column
+    column = mx.argmax(mx.max(grid, axis=0, keepdims=True), axis=1, keepdims=True)
+    row = mx.argmax(mx.take_along_axis(grid, column, axis=1), axis=0, keepdims=True)
+    return compiled_index(row, column).reshape(-1)
+
+
+def index_of(row: mx.array, column: mx.array) -> mx.array:
+    """Where in the logits a place of the grid is."""
+    return row * ARGMAX_COLUMNS + column
+
+
+compiled_index = mx.compile(index_of)

@@ -8,7 +8,6 @@ Model files bind the latter when they are imported, so this has to happen before
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -34,7 +33,7 @@ LEAST_EXPONENT, GREATEST_EXPONENT = mx.array(-87.0), mx.array(88.0)
 LEAST_SWIGLU_SIZE = 2_048
 LEAST_SOFTMAX_SIZE = 6_144
 # With more numbers the broadcasts in a compiled graph cost more than it saves.
-GREATEST_NORM_SIZE = 2_048
+GREATEST_BROADCAST = 2_048
 # Scores of attention that are computed together: a megabyte.
 SCORES_AT_ONCE = 1 << 18
 
@@ -88,21 +87,32 @@ def swiglu_of(gate: mx.array, x: mx.array, least: mx.array, greatest: mx.array) 
 
 def rms_norm(x: mx.array, weight: mx.array | None, eps: float, **others: Any) -> mx.array:
     """`mx.fast.rms_norm`."""
-    small = x.size <= GREATEST_NORM_SIZE and x.ndim == 3 and x.shape[1] == 1
-    if not small or weight is None or x.dtype != mx.float32 or weight.dtype != mx.float32:
+    of_pass = x.ndim == 3 and x.shape[1] == 1
+    if not of_pass or weight is None or x.dtype != mx.float32 or weight.dtype != mx.float32:
         return rms_norm_of_mlx(x, weight, eps, **others)
-    return compiled_rms_norm(eps)(x, weight)
+    total = mx.sum(x * x, axis=-1, keepdims=True)
+    share, least = norm_numbers(x.shape[-1], eps)
+    if x.size <= GREATEST_BROADCAST:
+        return compiled_normal(x, total, weight, share, least)
+    return x * compiled_factor(total, share, least) * weight
+
+
+def normal_of(
+    x: mx.array, total: mx.array, weight: mx.array, share: mx.array, least: mx.array
+) -> mx.array:
+    """`x` by its root mean square and a weight; `total` [..., 1] are the sums of its squares."""
+    return x * factor_of(total, share, least) * weight
+
+
+def factor_of(total: mx.array, share: mx.array, least: mx.array) -> mx.array:
+    """One by the root mean square."""
+    return mx.rsqrt(total * share + least)
 
 
 @cache
-def compiled_rms_norm(eps: float) -> Callable[[mx.array, mx.array], mx.array]:
-    """Four operations, where MLX's build for CPUs has ten."""
-
-    def norm(x: mx.array, weight: mx.array) -> mx.array:
-        normal: mx.array = x * mx.rsqrt(mx.mean(x * x, axis=-1, keepdims=True) + eps)
-        return normal * weight
-
-    return mx.compile(norm)
+def norm_numbers(width: int, eps: float) -> tuple[mx.array, mx.array]:
+    """What the sum of squares is multiplied by, and what is added."""
+    return mx.array(1.0 / width), mx.array(eps)
 
 
 def attention(
@@ -154,12 +164,14 @@ class Rope:
     changed in place) computing the angles once for all layers, queries and keys.
 
     Rotating is `x * cos + (x @ turn) * sin`, where `turn` swaps the two numbers of a pair and
-    negates one: exact, and four operations instead of 28.
+    negates one: exact, and two operations instead of 28. If there is much to rotate, cosines and
+    sines are there for every head.
     """
 
     def __init__(self) -> None:
         self.shared: mx.array | None = None
-        self._tables: tuple[Any, ...] | None = None
+        self._tables: dict[tuple[Any, ...], tuple[mx.array, mx.array]] = {}
+        self._positions: mx.array | None = None
         self._turns: dict[tuple[int, int, bool], mx.array] = {}
         self._known_frequencies: dict[tuple[Any, ...], tuple[mx.array | None, mx.array]] = {}
 
@@ -187,29 +199,23 @@ class Rope:
                 freqs=freqs,
                 **others,
             )
-        key = (x.shape[-1], dims, traditional, base, scale)
-        known = self._tables
-        if known is None or known[0] is not offset or known[1] is not freqs or known[2] != key:
-            angles = self._angles(x.shape[-1], dims, traditional, base, scale, offset, freqs)
-            known = self._tables = (offset, freqs, key, mx.cos(angles), mx.sin(angles))
-        cos, sin = known[3:]
-        rotated: mx.array = x * cos + (x @ self._turn(x.shape[-1], dims, traditional)) * sin
+        if self._positions is not offset:
+            self._positions = offset
+            self._tables.clear()
+        way = (x.shape[-1], dims, traditional, base, scale, id(freqs))
+        if way not in self._tables:
+            of_dim = self._frequencies(x.shape[-1], dims, traditional, base, freqs)
+            positions = offset.reshape(-1, 1, 1, 1)
+            self._tables[way] = compiled_tables(positions, scale_array(scale), of_dim)
+        tables = self._tables[way]
+        if x.size > GREATEST_BROADCAST:
+            if (way, x.shape) not in self._tables:
+                cos, sin = (mx.contiguous(mx.broadcast_to(table, x.shape)) for table in tables)
+                self._tables[way, x.shape] = (cos, sin)
+            tables = self._tables[way, x.shape]
+        turned = x @ self._turn(x.shape[-1], dims, traditional)
+        rotated: mx.array = compiled_turn(x, turned, *tables)
         return rotated
-
-    def _angles(
-        self,
-        dim: int,
-        dims: int,
-        traditional: bool,
-        base: float | None,
-        scale: float,
-        positions: Any,
-        freqs: mx.array | None,
-    ) -> mx.array:
-        """Angles [rows, 1, 1, dim], 0 for what is not rotated."""
-        of_dim = self._frequencies(dim, dims, traditional, base, freqs)
-        angles: mx.array = (positions.astype(mx.float32) * scale)[:, None] * of_dim
-        return angles[:, None, None, :]
 
     def _frequencies(
         self, dim: int, dims: int, traditional: bool, base: float | None, freqs: mx.array | None
@@ -243,7 +249,29 @@ class Rope:
         return self._turns[key]
 
 
+def tables_of(positions: mx.array, scale: mx.array, of_dim: mx.array) -> tuple[mx.array, mx.array]:
+    """Cosines and sines [rows, 1, 1, dim], of 0 for what is not rotated; `positions` [rows, 1, 1,
+    1], `of_dim` [dim]: how much an angle grows by with the position."""
+    angles = positions.astype(mx.float32) * scale * of_dim
+    return mx.cos(angles), mx.sin(angles)
+
+
+@cache
+def scale_array(scale: float) -> mx.array:
+    """`scale`, of which a compiled graph would otherwise be made anew."""
+    return mx.array(scale)
+
+
+def turn_of(x: mx.array, turned: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
+    """`x` by the angle of `cos` and `sin`, towards `turned`."""
+    return x * cos + turned * sin
+
+
 compiled_exp = mx.compile(exp_of)
+compiled_normal = mx.compile(normal_of)
+compiled_factor = mx.compile(factor_of)
+compiled_tables = mx.compile(tables_of)
+compiled_turn = mx.compile(turn_of)
 compiled_swiglu = mx.compile(swiglu_of)
 swiglu_of_mlx_lm = mlx_lm.models.activations.swiglu
 rope_of_mlx = mx.fast.rope

@@ -152,7 +152,7 @@ class Scheduler:
     @property
     def decode_row_s(self) -> float:
         """Seconds that each row adds to a decode step."""
-        return self._sizer.cost.per_row_s * self._baseline.relief
+        return self._sizer.cost.parts.per_row_s * self._baseline.relief
 
     @property
     def slowdown(self) -> float:

@@ -507,9 +507,8 @@ def decode_part(
 
 def targets_of(slots: list[int], positions: list[int], heads: int) -> Targets:
     """Where rows with these slots and positions write."""
-    shape = (len(slots), heads)
     return (
-        mx.broadcast_to(mx.array(slots)[:, None], shape),
-        mx.broadcast_to(mx.arange(heads), shape),
-        mx.broadcast_to(mx.array(positions)[:, None], shape),
+        mx.array([[slot] * heads for slot in slots]),
+        mx.array([list(range(heads))] * len(slots)),
+        mx.array([[position] * heads for position in positions]),
     )

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from mlxfleet.workers import cpu_math
 from mlxfleet.workers.cpu_math import (
+    GREATEST_BROADCAST,
     LEAST_SOFTMAX_SIZE,
     LEAST_SWIGLU_SIZE,
     Rope,
@@ -333,18 +334,21 @@ def test_what_was_computed_for_one_way_of_rotating_serves_no_other() -> None:
         assert_rotates(rope, normal(5, 2, 1, 16), 8, **way)
 
 
-def test_layers_that_share_positions_share_the_angles(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("heads", [4, GREATEST_BROADCAST // 40 + 1])
+def test_layers_that_share_positions_share_the_angles(
+    heads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rope = Rope()
     computed = []
-    angles = Rope._angles
+    tables = cpu_math.compiled_tables
 
-    def counted(self: Rope, *args: Any) -> mx.array:
+    def counted(*args: Any) -> Any:
         computed.append(args)
-        return angles(self, *args)
+        return tables(*args)
 
-    monkeypatch.setattr(Rope, "_angles", counted)
-    for heads in (4, 2, 4, 2):
-        assert_rotates(rope, normal(5, heads, 1, 8), 8, POSITIONS)
+    monkeypatch.setattr(cpu_math, "compiled_tables", counted)
+    for number in (heads, 2, heads, 2):
+        assert_rotates(rope, normal(5, number, 1, 8), 8, POSITIONS)
     assert len(computed) == 1
 
 
