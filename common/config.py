@@ -105,7 +105,7 @@ class SchedulerOptions:
     """Gap between two tokens of a running stream that a prefill chunk may cause, in ms; 1.5
     decode steps where those take longer."""
 
-    max_chunk_tokens: Positive = 512
+    max_chunk_tokens: Positive = 1024
     """Largest prefill chunk, in tokens."""
 
 

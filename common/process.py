@@ -124,7 +124,7 @@ def give_way_to_passes() -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-        os.setpriority(os.PRIO_PROCESS, 0, max(os.getpriority(os.PRIO_PROCESS, 0), NICE))
+        os.nice(NICE)
 
 
 def allow_many_files() -> None:

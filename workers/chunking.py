@@ -19,7 +19,7 @@ MIN_CHUNK_TOKENS = 4
 DECODE_STEPS_PER_GAP = 1.5
 # With nothing decoding: what a pass has in common for all its tokens is little of so long a pass,
 # so a longer one is hardly faster, and a node must not look hung.
-IDLE_PASS_S = 1.0
+IDLE_PASS_S = 2.0
 # Weights of passes are finite.
 SHORTEST_PASS_S = 1e-6
 # Of the budget, so that passes that take a little longer than expected stay inside. Where a decode

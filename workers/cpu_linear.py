@@ -13,6 +13,8 @@ side.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from functools import cache
 from typing import Any
 
@@ -62,8 +64,8 @@ def product(layer: Any, x: mx.array) -> mx.array:
     if BY_INPUTS in layer:
         matrix, batch = layer[BY_INPUTS]
         # With as many dimensions on both sides one operation, otherwise three.
-        product: mx.array = x @ (batch if x.ndim == 3 and x.shape[0] == 1 else matrix)
-        return product
+        y: mx.array = x @ (batch if x.ndim == 3 and x.shape[0] == 1 else matrix)
+        return y
     weight: mx.array = layer.weight
     if x.ndim != 3 or x.shape[1] != 1:
         return x @ weight.T
@@ -146,6 +148,13 @@ def adapt(model: Any) -> None:
             continue
         module.__class__ = CpuLinear if type(module) is Linear else CpuEmbedding
         head.narrow = head.narrow or narrow
+    give_back_freed_memory()
+
+
+def give_back_freed_memory() -> None:
+    """Let glibc return what old weights took; by itself it keeps all (common/blas.py)."""
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def is_narrow_head(layer: Any) -> bool:

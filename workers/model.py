@@ -53,8 +53,7 @@ def load_model(told: WorkerProcess) -> tuple[KVStorage, ModelInfo]:
     of it fails."""
     folder, options = told.model_dir, told.options
     model, config = read_model(folder, options)
-    parameters: Any = tree_flatten(model.parameters())
-    weights_bytes = sum(array.nbytes for _, array in parameters)
+    weights_bytes = bytes_of(model)
     cache = make_prompt_cache(model)
     try:
         logits = model(mx.array([PROBE_TOKENS]), cache=cache)
@@ -135,6 +134,12 @@ def read_model(folder: Path, options: WorkerOptions) -> tuple[Any, dict[str, Any
     if options.quantize is not None:
         quantize(model, config, bits=int(options.quantize.removeprefix("q")))
     return model, config
+
+
+def bytes_of(model: Any) -> int:
+    """Bytes of all weights."""
+    parameters: Any = tree_flatten(model.parameters())
+    return sum(array.nbytes for _, array in parameters)
 
 
 def quantize(model: Any, config: dict[str, Any], *, bits: int) -> None:

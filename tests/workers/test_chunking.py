@@ -98,7 +98,7 @@ def test_where_a_decode_step_is_slow_the_gap_is_one_and_a_half_of_it() -> None:
 
 @pytest.mark.parametrize("start", [0, 1000])
 def test_a_chunk_is_larger_when_nothing_decodes(start: int) -> None:
-    model = Model(0.003, fixed_s=0.01, per_pair_s=2e-6)
+    model = Model(0.005, fixed_s=0.01, per_pair_s=2e-6)
     model.run(*SIZES, times=30)
     model.check_budget(IDLE_PASS_S, 0, start)
 
