@@ -9,13 +9,13 @@ what `python -m mlxfleet.bench.tiny_model DIR` makes.
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import cyclopts
 
+from mlxfleet.bench.interrupts import run_to_end
 from mlxfleet.common.demo_model import ensure_demo_model
 
 CLI = [sys.executable, "-m", "mlxfleet.common.cli", "bench"]
@@ -86,9 +86,9 @@ def main(options: Options) -> None:
 def run(command: list[str]) -> None:
     """Run a command of `mlxfleet bench`; exit if it fails."""
     print(f"mlxfleet bench {' '.join(command)}", flush=True)
-    done = subprocess.run([*CLI, *command], check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
+    status, _ = run_to_end([*CLI, *command])
+    if status:
+        sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,13 @@ makes. Every part runs the servers in turns; its tables go to a file in `--out`,
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import cyclopts
+
+from mlxfleet.bench.interrupts import run_to_end
 
 CLI = ["mlxfleet.common.cli", "bench"]
 
@@ -70,12 +71,10 @@ def main(options: Options) -> None:
     failed = 0
     for name, command in parts(options).items():
         print(f"{name}: python -m {' '.join(command)}", flush=True)
-        done = subprocess.run(
-            [sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True, check=False
-        )
-        (options.out / f"{name}.txt").write_text(done.stdout)
-        print(done.stdout, flush=True)
-        failed = failed or done.returncode
+        status, output = run_to_end([sys.executable, "-m", *command], keep_output=True)
+        (options.out / f"{name}.txt").write_text(output)
+        print(output, flush=True)
+        failed = failed or status
     sys.exit(failed)
 
 

@@ -75,7 +75,7 @@ def refused(front: Front, reason: str) -> float:
 
 def test_a_chat_streams_from_a_node_that_joined(front: Front, first: Node) -> None:
     assert first.ready_line == "ready node a"
-    assert front.get("/ready")[0] == 200
+    wait_for(lambda: front.get("/ready")[0] == 200, "the router to be ready")
     stream = front.client().chat.completions.create(
         model="tiny", messages=[{"role": "user", "content": "Hi"}], max_tokens=8, stream=True
     )

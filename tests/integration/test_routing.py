@@ -73,9 +73,10 @@ def test_conversations_find_their_node_again(two_nodes: Fleet) -> None:
     assert two_nodes.metric("mlxfleet_stage_seconds_count", stage="route") >= 2 * CONVERSATIONS
 
 
-@pytest.mark.parametrize("victim", ["worker", "scheduler"])
-def test_what_a_restarted_node_had_is_forgotten(two_nodes: Fleet, victim: str) -> None:
-    conversations = [Conversation(100 + number) for number in range(CONVERSATIONS)]
+@pytest.mark.parametrize(("victim", "first"), [("worker", 100), ("scheduler", 200)])
+def test_what_a_restarted_node_had_is_forgotten(two_nodes: Fleet, victim: str, first: int) -> None:
+    # Not those of another test, which one node may have all of.
+    conversations = [Conversation(first + number) for number in range(CONVERSATIONS)]
     turn_together(two_nodes, conversations)
     wait_for(lambda: all(indexed(two_nodes, node) for node in NODES), "blocks of both")
     two_nodes.kill(f"{victim}-0")
