@@ -13,8 +13,6 @@ side.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 from functools import cache
 from typing import Any
 
@@ -148,13 +146,6 @@ def adapt(model: Any) -> None:
             continue
         module.__class__ = CpuLinear if type(module) is Linear else CpuEmbedding
         head.narrow = head.narrow or narrow
-    give_back_freed_memory()
-
-
-def give_back_freed_memory() -> None:
-    """Let glibc return what old weights took; by itself it keeps all (common/blas.py)."""
-    with contextlib.suppress(AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def is_narrow_head(layer: Any) -> bool:

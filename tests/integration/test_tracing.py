@@ -137,9 +137,11 @@ def test_stages_follow_each_other_inside_the_request(fleet: Fleet, collector: Co
         assert first.ended <= second.began + SLACK_NS
     [decode] = named(spans, "decode")
     assert decode.attributes["mlxfleet.decoded_tokens"] == 8
-    # Simulated passes take their time, so the spans must show it. The first is read late on a busy
-    # machine, the others follow when they are due.
-    assert decode.ended - decode.began > 7 * 5_000_000 / 2
+    # Simulated passes take their time, so the spans must show it. From the start of prefill: how
+    # soon the scheduler reads the first token, where decode begins, is up to the machine.
+    [prefill] = named(spans, "prefill")
+    assert decode.ended - prefill.began > 8 * 5_000_000
+    assert decode.began < decode.ended
     first_s = root.attributes["gen_ai.response.time_to_first_chunk"]
     assert abs(root.began + first_s * 1e9 - decode.began) < decode.ended - decode.began
 
