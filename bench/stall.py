@@ -53,7 +53,7 @@ class Options:
     prompt_words: int = 2030
     """Length of each of the two long prompts, in words."""
 
-    stream_tokens: int = 600
+    stream_tokens: int = 2000
     """Tokens of the stream; it has to outlast the prompts."""
 
     after_s: float = 0.5

@@ -23,7 +23,8 @@ IDLE_PASS_S = 2.0
 # Weights of passes are finite.
 SHORTEST_PASS_S = 1e-6
 # Of the budget, so that passes that take a little longer than expected stay inside. Where a decode
-# step is slower than that, prompts need all of what they may take: fewer tokens fill no tile.
+# step is slower than that, prompts need all of what they may take, to the nearest tile: a tile or
+# two is all there is, and one less makes them wait several times as long.
 MARGIN = 0.9
 # After a pass with prompt tokens so many without may follow, taking at most this share of its time.
 MAX_RESTS = 2
@@ -160,13 +161,13 @@ class ChunkSizer:
         cost = self.cost
         if not cost.known:
             return min(FIRST_CHUNK_TOKENS, self._max_tokens)
+        budget_s, rounding = MARGIN * self._budget_s, 0
         if rows == 0:
             budget_s = IDLE_PASS_S
-        else:
-            slow_s = DECODE_STEPS_PER_GAP * cost.decode_s(rows)
-            budget_s = max(MARGIN * self._budget_s, slow_s)
+        elif (slow_s := DECODE_STEPS_PER_GAP * cost.decode_s(rows)) > budget_s:
+            budget_s, rounding = slow_s, CHUNK_TILE // 2
         left_s = budget_s - cost.decode_s(rows) - cost.parts.prompt_s
-        flat = rows + int(min(cost.tokens_in(left_s, start), self._max_tokens))
+        flat = rows + rounding + int(min(cost.tokens_in(left_s, start), self._max_tokens))
         # A matrix product of part of a tile takes as long as that of a whole one.
         least = -(-(rows + MIN_CHUNK_TOKENS) // CHUNK_TILE) * CHUNK_TILE
         flat = max(flat - flat % CHUNK_TILE, least)

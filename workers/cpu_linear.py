@@ -6,9 +6,10 @@ weights are laid out by inputs.
 
 For processors with AVX-512 it also has kernels that rearrange nothing, and takes them for small
 products only. There weights stay as they are, for few rows a weight is cut into parts that are
-small enough, and all parts are one batched product. With more rows, the head of a narrow model is
-faster as `weight @ x.T`: the logits then lie by columns, a token's numbers for all rows side by
-side.
+small enough, and all parts are one batched product.
+
+The head of a narrow model stays as it is everywhere, because it is faster as `weight @ x.T`, where
+it is not in parts: the logits then lie by columns, a token's numbers for all rows side by side.
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ LEAST_PART = 8
 # What begins with an underscore in a module of MLX is no parameter.
 PARTS = "_parts_by_rows"
 BY_INPUTS = "_weight_by_inputs"
-# With 256 inputs logits by columns take as long as by rows, with more inputs longer. Fixed and not
-# measured at start, so that workers on equal machines round in the same way.
+# With twice as many inputs logits by columns take as long as by rows or longer, with kernels for
+# small products and without. Fixed and not measured at start, so that workers on equal machines
+# round in the same way.
 GREATEST_WIDTH = 128
+GREATEST_WIDTH_WITHOUT = 64
 LEAST_VOCABULARY = 8_192
 
 
@@ -57,8 +60,8 @@ class CpuEmbedding(Embedding):
 
 
 def product(layer: Any, x: mx.array) -> mx.array:
-    """`x @ layer.weight.T`; by columns if the layer is a narrow head in parts and `x` is
-    [rows, 1, inputs] with more rows than few."""
+    """`x @ layer.weight.T`; by columns if the layer is a narrow head, `x` is [rows, 1, inputs] and
+    that is faster."""
     if BY_INPUTS in layer:
         matrix, batch = layer[BY_INPUTS]
         # With as many dimensions on both sides one operation, otherwise three.
@@ -68,9 +71,11 @@ def product(layer: Any, x: mx.array) -> mx.array:
     if x.ndim != 3 or x.shape[1] != 1:
         return x @ weight.T
     rows = x.shape[0]
-    if rows > few_rows():
-        return (weight @ x[:, 0].T).T[:, None] if is_narrow_head(layer) else x @ weight.T
-    parts = parts_of(layer, rows)
+    if is_narrow_head(layer) and by_columns(rows):
+        if rows == 1:
+            return (weight @ x.reshape(-1, 1)).reshape(1, 1, -1)
+        return (weight @ x[:, 0].T).T[:, None]
+    parts = parts_of(layer, rows) if rows <= few_rows() else None
     if parts is None:
         return x @ weight.T
     by_part = x.swapaxes(0, 1) @ parts
@@ -123,7 +128,7 @@ class Head:
 
     def by_columns(self, rows: int) -> bool:
         """Whether the logits of so many rows lie by columns."""
-        return self.narrow and rows > few_rows()
+        return self.narrow and by_columns(rows)
 
 
 head = Head()
@@ -137,11 +142,11 @@ def adapt(model: Any) -> None:
     for module in model.modules():
         if type(module) not in (Linear, Embedding) or module.weight.dtype != mx.float32:
             continue
-        narrow = few_rows() > 0 and is_narrow_head(module)
-        if not few_rows():
-            lay_out_by_inputs(module)
-        elif narrow or needs_parts(module):
+        narrow = is_narrow_head(module)
+        if narrow or (few_rows() and needs_parts(module)):
             module[PARTS] = {}
+        elif not few_rows():
+            lay_out_by_inputs(module)
         else:
             continue
         module.__class__ = CpuLinear if type(module) is Linear else CpuEmbedding
@@ -151,7 +156,14 @@ def adapt(model: Any) -> None:
 def is_narrow_head(layer: Any) -> bool:
     """Whether a layer is as tall as a vocabulary and narrow."""
     outputs, inputs = layer.weight.shape
-    return bool(outputs >= LEAST_VOCABULARY and inputs <= GREATEST_WIDTH)
+    greatest = GREATEST_WIDTH if few_rows() else GREATEST_WIDTH_WITHOUT
+    return bool(outputs >= LEAST_VOCABULARY and inputs <= greatest)
+
+
+def by_columns(rows: int) -> bool:
+    """Whether a narrow head is faster as `weight @ x.T` with so many rows. Threads share such a
+    product badly."""
+    return rows > few_rows() if few_rows() else openblas.threads() == 1
 
 
 @cache

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxfleet.workers import cpu_argmax
+from mlxfleet.workers import cpu_argmax, openblas
 from mlxfleet.workers.cpu_argmax import (
     ARGMAX_COLUMNS,
     argmax,
@@ -47,6 +47,7 @@ def test_argmax_follows_the_loaded_model(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(head, "narrow", False)
     argmax(normal(FEW_ROWS + 1, LEAST_VOCABULARY))
     monkeypatch.setattr(head, "narrow", True)
+    monkeypatch.setattr(openblas, "threads", lambda: 1)
     argmax(normal(FEW_ROWS + 1, LEAST_VOCABULARY))
     assert asked == ["rows", "columns"]
 

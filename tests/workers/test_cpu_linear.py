@@ -17,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxfleet.common.blas import find_openblas, worker_environment
-from mlxfleet.workers import cpu_linear
+from mlxfleet.workers import cpu_linear, openblas
 from mlxfleet.workers.cpu_linear import (
     FEW_ROWS,
     GREATEST_WIDTH,
+    GREATEST_WIDTH_WITHOUT,
     LEAST_VOCABULARY,
     MOST_PRODUCTS,
     MOST_RESULTS,
@@ -105,27 +106,32 @@ def test_an_adapted_model_gives_the_same_logits(
     model, x = make(), normal(*shape)
     before = model.logits(x)
     adapt(model)
-    assert head.narrow == (rows > 0)
+    assert head.narrow
     assert model.logits(x).shape == before.shape
     assert mx.allclose(model.logits(x), before, rtol=1e-5, atol=1e-5)
 
 
-def test_without_such_kernels_every_weight_is_laid_out_by_inputs(kernels_for: Use) -> None:
+def test_without_such_kernels_weights_are_laid_out_by_inputs(kernels_for: Use) -> None:
     kernels_for(0)
     model = Untied()
     before = np.array(model.layer.weight)
     adapt(model)
     assert type(model.layer) is type(model.head) is CpuLinear
-    assert not head.narrow
     assert np.array_equal(np.array(model.layer.weight), before)
-    # In memory: as numpy sees it, which does not copy.
-    assert np.array(model.layer.weight, copy=False).strides == (4, 4 * 64)
-    tied = Tied()
+    assert strides(model.layer.weight) == (4, 4 * 64)
+    # Of a narrow head they stay as they are.
+    assert strides(model.head.weight) == (4 * 64, 4)
+    tied = Tied(width=GREATEST_WIDTH_WITHOUT + 1)
     ids = mx.array([3, 5])
     embedded = np.array(tied.embed(ids))
     adapt(tied)
     assert type(tied.embed) is CpuEmbedding
     assert np.array_equal(np.array(tied.embed(ids)), embedded)
+
+
+def strides(array: mx.array) -> tuple[int, ...]:
+    """Bytes between neighbours along each dimension: as numpy sees it, which does not copy."""
+    return np.array(array, copy=False).strides
 
 
 def test_laying_out_takes_no_more_memory(kernels_for: Use) -> None:
@@ -137,11 +143,16 @@ def test_laying_out_takes_no_more_memory(kernels_for: Use) -> None:
     assert mx.get_active_memory() == before
 
 
-def test_with_small_kernels_the_heads_of_narrow_models_are_by_columns(kernels_for: Use) -> None:
-    kernels_for(FEW_ROWS)
-    adapt(Tied())
+@pytest.mark.parametrize(
+    ("rows", "greatest"), [(0, GREATEST_WIDTH_WITHOUT), (FEW_ROWS, GREATEST_WIDTH)]
+)
+def test_the_heads_of_narrow_models_are_by_columns(
+    rows: int, greatest: int, kernels_for: Use
+) -> None:
+    kernels_for(rows)
+    adapt(Tied(width=greatest))
     assert head.narrow
-    for other in (Tied(vocabulary=LEAST_VOCABULARY - 1), Tied(width=GREATEST_WIDTH + 1)):
+    for other in (Tied(vocabulary=LEAST_VOCABULARY - 1), Tied(width=greatest + 1)):
         adapt(other)
         assert not head.narrow
 
@@ -164,6 +175,21 @@ def test_logits_lie_by_columns_with_more_rows_than_few(kernels_for: Use) -> None
     kernels_for(FEW_ROWS)
     adapt(Tied())
     assert [head.by_columns(rows) for rows in (1, FEW_ROWS, FEW_ROWS + 1)] == [False, False, True]
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(0, False), (1, True), (2, False)])
+def test_without_small_kernels_logits_lie_by_columns_with_one_thread(
+    threads: int, expected: bool, kernels_for: Use, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels_for(0)
+    monkeypatch.setattr(openblas, "threads", lambda: threads)
+    model, x = Tied(), normal(4, 1, 64)
+    before = model.logits(x)
+    adapt(model)
+    logits = model.logits(x)
+    assert mx.allclose(logits, before, rtol=1e-5, atol=1e-5)
+    assert head.by_columns(4) == head.by_columns(1) == expected
+    assert (strides(logits)[0] < strides(logits)[-1]) == expected
 
 
 def test_weights_that_are_not_in_full_precision_stay_as_they_are(kernels_for: Use) -> None:
