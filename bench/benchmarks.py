@@ -57,7 +57,7 @@ def parts(options: Options, model: Path) -> dict[str, list[str]]:
     peers = ["peers", "--peers-script", str(options.peers_script), "--peers", options.peers]
     small = ["--max-tokens", "32", "--requests-per-stream", "8"]
     rounds = ["--rounds", "1" if options.quick else str(options.rounds)]
-    tiny = ["--concurrency", "1,8,32", "--requests-per-stream", "4"]
+    tiny = ["--concurrency", "1,8,32", "--requests-per-stream", "12"]
     real = ["--concurrency", "8", *small]
     if options.quick:
         tiny = real = ["--concurrency", "2", "--max-tokens", "8", "--requests-per-stream", "1"]

@@ -47,12 +47,15 @@ def parts(options: Options) -> dict[str, list[str]]:
     offline = [*CLI, "offline"]
     tiny, model = ["--model", str(options.tiny)], ["--model", str(options.model)]
     rounds = ["--rounds", str(options.rounds)]
+    # Few streams need more requests each: a machine's speed changes from second to second.
+    few = ["--concurrency", "1,8", "--requests-per-stream", "32"]
     short = ["--concurrency", "8", "--max-tokens", "32"]
     sampled = ["--temperature", "0.7", "--top-p", "0.95", "--requests-per-stream", "1"]
     shared = ["--common-words", "400", "--prompt-words", "16", "--requests-per-stream", "4"]
     long = ["--prompt-words", "500", "--stream-tokens", "160", "--after-s", "1.5"]
     return {
-        "tiny": [*peers, *tiny, *rounds],
+        "tiny-few": [*peers, *tiny, *rounds, *few],
+        "tiny-many": [*peers, *tiny, *rounds, "--concurrency", "32"],
         "tiny-borders": [*offline, *tiny],
         "model": [*peers, *model, *rounds, *short],
         "model-borders": [*offline, *model, *short],
