@@ -21,7 +21,7 @@ from mlxfleet.workers.mlx_lm_storage import (
 )
 from mlxfleet.workers.row import Chunk, Pass, Row
 from mlxfleet.workers.sampling import SamplingRow
-from mlxfleet.workers.slab import SlabStorage
+from mlxfleet.workers.slab_storage import SlabStorage
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import pytest
 from mlxfleet.common.messages import FinishReason, Sampling
 from mlxfleet.workers.engine import Engine
 from mlxfleet.workers.mlx_lm_storage import BatchedCache, MlxLmStorage, SeparateCaches
-from mlxfleet.workers.slab import SlabStorage
+from mlxfleet.workers.slab_storage import SlabStorage
 from tests.workers.engine_driver import (
     Driver,
     Reference,

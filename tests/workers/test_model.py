@@ -18,7 +18,7 @@ from mlxfleet.workers.memory import block_bytes
 from mlxfleet.workers.mlx_lm_storage import MlxLmStorage
 from mlxfleet.workers.model import load_model
 from mlxfleet.workers.model_config import context_length, eos_ids
-from mlxfleet.workers.slab import SlabStorage
+from mlxfleet.workers.slab_storage import SlabStorage
 from tests.workers.tiny_models import COMMON, HEAD_DIM, LAYERS, OVERRIDES, VOCAB_SIZE, build
 
 CONFIG = {**COMMON, **OVERRIDES["llama"], "model_type": "llama", "eos_token_id": 7}

@@ -8,7 +8,7 @@ from mlxfleet.workers import pass_times
 from mlxfleet.workers.kv_storage import KVStorage
 from mlxfleet.workers.mlx_lm_storage import MlxLmStorage
 from mlxfleet.workers.pass_times import SIZES, measure_passes, pass_seconds
-from mlxfleet.workers.slab import SlabStorage
+from mlxfleet.workers.slab_storage import SlabStorage
 from tests.workers.engine_driver import storage_for
 from tests.workers.tiny_models import build
 

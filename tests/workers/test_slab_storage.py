@@ -21,7 +21,7 @@ from mlxfleet.workers.kv_storage import slab_layout
 from mlxfleet.workers.mlx_lm_storage import prefill
 from mlxfleet.workers.row import Chunk, Row
 from mlxfleet.workers.sampling import SamplingRow
-from mlxfleet.workers.slab import SlabStorage
+from mlxfleet.workers.slab_storage import SlabStorage
 from tests.workers.engine_driver import (
     COLD_BLOCKS,
     Driver,
