@@ -188,6 +188,7 @@ def test_without_small_kernels_logits_lie_by_columns_with_one_thread(
     adapt(model)
     logits = model.logits(x)
     assert mx.allclose(logits, before, rtol=1e-5, atol=1e-5)
+    assert mx.allclose(model.logits(x[:1]), before[:1], rtol=1e-5, atol=1e-5)
     assert head.by_columns(4) == head.by_columns(1) == expected
     assert (strides(logits)[0] < strides(logits)[-1]) == expected
 
