@@ -259,7 +259,10 @@ class Dispatcher:
 
     def _on_fresh_node(self, name: str) -> None:
         self._metrics.failovers.labels(name)
-        for sequence in self._sequences.values():
+        lost = [s for s in self._sequences.values() if s.node == name and not s.ended]
+        # A node that has not loaded its model yet would only lose them to another again.
+        self.move_stranded(time.monotonic())
+        for sequence in lost:
             if sequence.node == name and not sequence.ended:
                 self._metrics.recoveries.inc()
                 self._generate(sequence)
