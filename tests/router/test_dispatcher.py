@@ -117,11 +117,11 @@ class FakePeer:
         self.channel.send(self.heartbeat(**fields))
         await until(lambda: len(self.received) - len(self.work) > before, "an answer")
 
-    async def restart(self) -> None:
+    async def restart(self, **fields: Any) -> None:
         """Come back as a new process."""
         self.channel.close()
         self._connect()
-        await self.greet()
+        await self.greet(**fields)
 
 
 class FakeNode(FakePeer):
@@ -700,6 +700,30 @@ def test_a_node_that_restarted_gets_its_requests_with_the_tokens_so_far() -> Non
         assert bench.node.work == [generation([0, 1, 2])]
         assert bench.detokenizer.work == []
         assert bench.recoveries == 1
+
+    run(test)
+
+
+def test_a_node_that_restarted_without_its_model_loses_its_requests_to_a_ready_one() -> None:
+    async def test(bench: Bench) -> None:
+        await bench.start_one(text="abc")
+        other = await bench.add_node("n1")
+        await bench.node.restart(worker="loading")
+        await until(lambda: other.work, "the request")
+        await bench.settle()
+        assert other.work == [generation([0, 1, 2])]
+        assert bench.node.work == [Release("a")]
+        assert bench.recoveries == 0
+
+    run(test)
+
+
+def test_a_node_that_restarted_without_its_model_keeps_its_requests_if_it_is_the_only_one() -> None:
+    async def test(bench: Bench) -> None:
+        await bench.start_one(text="abc")
+        await bench.node.restart(worker="loading")
+        await bench.settle()
+        assert bench.node.work == [generation([0, 1, 2])]
 
     run(test)
 
