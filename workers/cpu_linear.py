@@ -71,7 +71,7 @@ def product(layer: Any, x: mx.array) -> mx.array:
     if x.ndim != 3 or x.shape[1] != 1:
         return x @ weight.T
     rows = x.shape[0]
-    if is_narrow_head(layer) and by_columns(rows):
+    if by_columns(rows) and is_narrow_head(layer):
         if rows == 1:
             return (weight @ x.reshape(-1, 1)).reshape(1, 1, -1)
         return (weight @ x[:, 0].T).T[:, None]
