@@ -12,7 +12,7 @@ from tests.integration.fleet import Fleet
 
 MODEL = "tiny"
 STREAMS = 8
-MAX_TOKENS = 150
+MAX_TOKENS = 400
 KILL_AFTER_CHUNKS = 20
 
 
