@@ -4,8 +4,10 @@ A union is named after its direction. Receivers decode once and dispatch with `m
 flows every step is columnar: one message per step, parallel lists with one entry per request,
 sparse columns as dicts from an entry's position in those lists.
 
-`rid` names one sequence (one choice of one HTTP request) on every link; between scheduler and
-worker it has a suffix after the sequence was preempted, so that nothing of before counts.
+`rid` names one sequence (one choice of one HTTP request) on every link. `attempt` is the random
+identity of one Generate: a sequence that is given to a node again gets a new one, and messages that
+carry an older one are stale and are dropped. Between scheduler and worker, `rid` names a row: the
+sequence's name and the number of its admission, so no name is used for two rows.
 `traceparent` is the W3C context of the span that a receiver's spans belong to, "" without tracing.
 `Hello`-like messages are repeated as heartbeats; `incarnation` changes when a process restarts.
 """
@@ -20,11 +22,13 @@ from msgspec import Meta, Struct
 from mlxfleet.common.kv_sizes import capacity_for
 from mlxfleet.common.tally import Tally
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 FinishReason = Literal["stop", "length"]
+RejectedCode = Literal["queue_full", "too_long", "failed", "unknown"]
 WorkerState = Literal["loading", "ready", "hung", "dead"]
 Count = Annotated[int, Meta(ge=0)]
+Attempt = Annotated[str, Meta(min_length=1, max_length=32)]
 # 64 bits; msgspec takes no limit that large.
 BlockHash = Annotated[int, Meta(ge=0)]
 
@@ -238,9 +242,11 @@ class MachineSample(Struct, tag="machine_sample", frozen=True):
 
 class Generate(Struct, tag="generate", frozen=True, omit_defaults=True, kw_only=True):
     """Continue `prompt_ids + output_ids`. `output_ids` is empty for a new request and holds the
-    tokens so far when a request moves here from a process that died."""
+    tokens so far when a request moves here from a process that died. It replaces an earlier
+    attempt at the same sequence."""
 
     rid: str
+    attempt: Attempt
     detokenizer: str
     prompt_ids: Annotated[list[int], Meta(min_length=1)]
     output_ids: list[int]
@@ -252,14 +258,16 @@ class Resend(Struct, tag="resend", frozen=True):
     """Send the request's tokens from position `start` on once more: its detokenizer lost them."""
 
     rid: str
+    attempt: Attempt
     detokenizer: str
     start: Count
 
 
 class Release(Struct, tag="release", frozen=True):
-    """The router is done with the request: stop it wherever it is and forget it."""
+    """The router is done with this attempt: stop it wherever it is and forget it."""
 
     rid: str
+    attempt: Attempt
 
 
 class SendKvSnapshot(Struct, tag="send_kv_snapshot", frozen=True):
@@ -362,7 +370,8 @@ class Rejected(Struct, tag="rejected", frozen=True):
     """The node does not take the request, or gives it up; its only and last message for it."""
 
     rid: str
-    code: Literal["queue_full", "too_long", "failed", "unknown"]
+    attempt: Attempt
+    code: RejectedCode
     message: str
 
 
@@ -373,17 +382,18 @@ NodeToRouter = NodeStatus | KvEvents | KvSnapshot | Rejected
 
 
 class Tokens(Struct, tag="tokens", frozen=True):
-    """New tokens of one step. Entry i: tokens `ids[i]` of `rids[i]`, the first of them at
-    position `starts[i]` of the output. `logprobs[i]` has one entry per token."""
+    """New tokens of one step. Entry i: tokens `ids[i]` of `rids[i]`, made by `attempts[i]`, the
+    first of them at position `starts[i]` of the output. `logprobs[i]` has one entry per token."""
 
     rids: list[str]
+    attempts: list[Attempt]
     starts: list[Count]
     ids: list[list[int]]
     finish: dict[int, Finish]
     logprobs: dict[int, list[TokenLogprobs]]
 
     def __post_init__(self) -> None:
-        check_columns(self.rids, self.starts, self.ids)
+        check_columns(self.rids, self.attempts, self.starts, self.ids)
         check_positions(self.rids, self.finish, self.logprobs)
         if any(len(entries) != len(self.ids[i]) for i, entries in self.logprobs.items()):
             raise ValueError("not one log-probability per token")
@@ -396,10 +406,12 @@ NodeToDetokenizer = Tokens
 
 
 class OpenStream(Struct, tag="open_stream", frozen=True, omit_defaults=True, kw_only=True):
-    """Start, or rebuild, a stream. `prompt_tail` is the end of the prompt, for correct spacing;
-    `output_ids` the tokens that the router has; `sent_chars` how much text it has of them."""
+    """Start, or rebuild, the stream of an attempt, in the place of an earlier one. `prompt_tail` is
+    the end of the prompt, for correct spacing; `output_ids` the tokens that the router has;
+    `sent_chars` how much text it has of them."""
 
     rid: str
+    attempt: Attempt
     prompt_tail: list[int]
     output_ids: list[int]
     sent_chars: Count
@@ -411,6 +423,7 @@ class CloseStream(Struct, tag="close_stream", frozen=True):
     """Forget the stream."""
 
     rid: str
+    attempt: Attempt
 
 
 RouterToDetokenizer = OpenStream | CloseStream | Welcome | Refused
@@ -432,10 +445,12 @@ class TokenTextLogprobs(Struct, frozen=True):
 
 
 class Text(Struct, tag="text", frozen=True):
-    """New text of one step. Entry i: tokens `ids[i]` of `rids[i]` from position `starts[i]` gave
-    the text `texts[i]`, beginning at character `offsets[i]` of the output."""
+    """New text of one step. Entry i: tokens `ids[i]` of `rids[i]`, made by `attempts[i]`, from
+    position `starts[i]` gave the text `texts[i]`, beginning at character `offsets[i]` of the
+    output."""
 
     rids: list[str]
+    attempts: list[Attempt]
     starts: list[Count]
     ids: list[list[int]]
     offsets: list[Count]
@@ -444,7 +459,7 @@ class Text(Struct, tag="text", frozen=True):
     logprobs: dict[int, list[TokenTextLogprobs]]
 
     def __post_init__(self) -> None:
-        check_columns(self.rids, self.starts, self.ids, self.offsets, self.texts)
+        check_columns(self.rids, self.attempts, self.starts, self.ids, self.offsets, self.texts)
         check_positions(self.rids, self.finish, self.logprobs)
         if any(len(entries) != len(self.ids[i]) for i, entries in self.logprobs.items()):
             raise ValueError("not one log-probability per token")
@@ -454,6 +469,7 @@ class StreamLost(Struct, tag="stream_lost", frozen=True):
     """Tokens came for a stream that is not open here, or with a gap: open it again, resend."""
 
     rid: str
+    attempt: Attempt
 
 
 DetokenizerToRouter = Hello | Text | StreamLost

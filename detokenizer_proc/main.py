@@ -40,8 +40,8 @@ class DetokenizerService(ClientService):
         self._gatekeeper: Gatekeeper | None = None
         self._steps = Tally()
         self._streams: OrderedDict[str, Stream] = OrderedDict()
-        # With whether the last tokens have come since.
-        self._closed_or_lost: OrderedDict[str, bool] = OrderedDict()
+        # By rid and attempt, with whether the last tokens have come since.
+        self._closed_or_lost: OrderedDict[tuple[str, str], bool] = OrderedDict()
 
     async def startup(self) -> None:
         """Load the tokenizer, listen for tokens, then connect to the router."""
@@ -83,17 +83,18 @@ class DetokenizerService(ClientService):
         """Open or close a stream."""
         match message:
             case OpenStream():
-                missed_end = self._closed_or_lost.pop(message.rid, False)
-                self._close(message.rid, "opened again")
-                self._streams[message.rid] = Stream(self._vocabulary, message)
+                missed_end = self._closed_or_lost.pop((message.rid, message.attempt), False)
+                self._replace(message)
                 if len(self._streams) > MAX_STREAMS:
                     self._close(next(iter(self._streams)), "too many streams")
                 if missed_end:
                     # Sent again by the node, they were faster than this; no gap would show it.
-                    self._report_lost(message.rid, last=False)
+                    self._report_lost(message.rid, message.attempt, last=False)
             case CloseStream():
-                self._close(message.rid, "closed")
-                self._remember(message.rid)
+                stream = self._streams.get(message.rid)
+                if stream is not None and stream.attempt == message.attempt:
+                    self._close(message.rid, "closed")
+                self._remember(message.rid, message.attempt)
 
     def steps(self) -> Tally:
         """From a node's message to the text for the router."""
@@ -101,11 +102,11 @@ class DetokenizerService(ClientService):
 
     def _on_tokens(self, tokens: Tokens) -> None:
         began = time.perf_counter()
-        text = Text([], [], [], [], [], {}, {})
-        for position, rid in enumerate(tokens.rids):
+        text = Text([], [], [], [], [], [], {}, {})
+        for position, (rid, attempt) in enumerate(zip(tokens.rids, tokens.attempts, strict=True)):
             stream = self._streams.get(rid)
-            if stream is None:
-                self._report_lost(rid, last=position in tokens.finish)
+            if stream is None or stream.attempt != attempt:
+                self._report_lost(rid, attempt, last=position in tokens.finish)
             else:
                 self._push(stream, tokens, position, text)
         if text.rids:
@@ -122,12 +123,13 @@ class DetokenizerService(ClientService):
                 tokens.logprobs.get(position, []),
             )
         except GapError:
-            self._report_lost(stream.rid, last=position in tokens.finish)
+            self._report_lost(stream.rid, stream.attempt, last=position in tokens.finish)
             return
         if piece is None:
             return
         row = len(text.rids)
         text.rids.append(stream.rid)
+        text.attempts.append(stream.attempt)
         text.starts.append(piece.start)
         text.ids.append(piece.ids)
         text.offsets.append(piece.offset)
@@ -138,6 +140,15 @@ class DetokenizerService(ClientService):
                 self._trace(stream, piece.finish.reason)
         if piece.logprobs:
             text.logprobs[row] = piece.logprobs
+
+    def _replace(self, opening: OpenStream) -> None:
+        """Open a stream, in the place of one that is rebuilt or of an earlier attempt."""
+        known = self._streams.get(opening.rid)
+        if known is not None and known.attempt != opening.attempt:
+            # Its node may still send tokens, of which the router need not hear.
+            self._remember(known.rid, known.attempt)
+        self._close(opening.rid, "opened again")
+        self._streams[opening.rid] = Stream(self._vocabulary, opening)
 
     def _close(self, rid: str, why: str) -> None:
         """Forget a stream, if there is one."""
@@ -160,17 +171,19 @@ class DetokenizerService(ClientService):
             },
         )
 
-    def _report_lost(self, rid: str, *, last: bool) -> None:
+    def _report_lost(self, rid: str, attempt: str, *, last: bool) -> None:
         """Ask the router, once, to open a stream again that has a gap or is unknown here; `last` if
-        its last tokens are among those that cannot be used."""
-        if rid not in self._closed_or_lost:
-            self._remember(rid)
-            self.router.send(StreamLost(rid))
+        its last tokens are among those that cannot be used. Tokens of an attempt that is unknown
+        here are stale, which the router then sees, or have outrun their OpenStream."""
+        key = rid, attempt
+        if key not in self._closed_or_lost:
+            self._remember(rid, attempt)
+            self.router.send(StreamLost(rid, attempt))
         elif last:
-            self._closed_or_lost[rid] = True
+            self._closed_or_lost[key] = True
 
-    def _remember(self, rid: str) -> None:
-        self._closed_or_lost[rid] = False
+    def _remember(self, rid: str, attempt: str) -> None:
+        self._closed_or_lost[rid, attempt] = False
         if len(self._closed_or_lost) > MAX_REMEMBERED:
             self._closed_or_lost.popitem(last=False)
 

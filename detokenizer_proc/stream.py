@@ -31,12 +31,14 @@ class GapError(Exception):
 class Stream:
     """Decodes a sequence's tokens, watches for stop strings, decides how the sequence ended.
 
-    Rebuilding a stream after a restart replays its tokens and skips the text that was sent.
+    It takes tokens of one attempt only. Rebuilding a stream after a restart replays its tokens and
+    skips the text that was sent.
     `tokens` and `chars` are those so far; it was opened at `opened_s` of time.monotonic().
     """
 
     def __init__(self, vocabulary: Vocabulary, opening: OpenStream) -> None:
         self.rid = opening.rid
+        self.attempt = opening.attempt
         self.traceparent = opening.traceparent
         self.opened_s = time.monotonic()
         self._vocabulary = vocabulary

@@ -22,7 +22,7 @@ from mlxfleet.router.stages import Stages
 class Detokenizers:
     """Spreads streams over the detokenizers.
 
-    `on_text` takes new text; `on_lost` the rid of a stream that has to be opened again;
+    `on_text` takes new text; `on_lost` the rid and attempt of a stream that has to be opened again;
     `on_fresh` the name of a detokenizer that has restarted. `stages` is where their times go.
     """
 
@@ -33,7 +33,7 @@ class Detokenizers:
         session: str,
         *,
         on_text: Callable[[Text], None],
-        on_lost: Callable[[str], None],
+        on_lost: Callable[[str, str], None],
         on_fresh: Callable[[str], None],
         stages: Stages,
     ) -> None:
@@ -73,7 +73,7 @@ class Detokenizers:
             case Text():
                 self._on_text(message)
             case StreamLost():
-                self._on_lost(message.rid)
+                self._on_lost(message.rid, message.attempt)
             case Hello():
                 self._on_hello(sender, message)
 

@@ -110,7 +110,6 @@ class Dispatcher:
             sequence.detokenizer = detokenizer
             self._sequences[sequence.rid] = sequence
             with self._metrics.stages.timed(sequence.model, "send"):
-                self._open(sequence)
                 self._send_to(sequence, node)
 
     def release(self, sequence: Sequence) -> None:
@@ -118,9 +117,9 @@ class Dispatcher:
         if self._sequences.pop(sequence.rid, None) is not None:
             sequence.trace.left("error" if sequence.error else "released")
             self._routing.over(sequence)
-            self.nodes.send(sequence.node, Release(sequence.rid))
-            self.nodes.probe_ended(sequence.node, sequence.rid)
-            self.detokenizers.send(sequence.detokenizer, CloseStream(sequence.rid))
+            self._leave_node(sequence)
+            closing = CloseStream(sequence.rid, sequence.attempt)
+            self.detokenizers.send(sequence.detokenizer, closing)
 
     async def watch_nodes(self) -> None:
         """Look at the nodes and move sequences away from those that cannot go on; runs until it is
@@ -173,10 +172,14 @@ class Dispatcher:
             sequence.trace.moved(sequence.node, state, node, lost=not state.well)
         self._routing.over(sequence)
         # It may only be stuck, and go on later.
-        self.nodes.send(sequence.node, Release(sequence.rid))
-        self.nodes.probe_ended(sequence.node, sequence.rid)
+        self._leave_node(sequence)
         sequence.stranded_since = None
         self._send_to(sequence, node)
+
+    def _leave_node(self, sequence: Sequence) -> None:
+        """Have the node stop; what it has sent already is stale from here on."""
+        self.nodes.send(sequence.node, Release(sequence.rid, sequence.attempt))
+        self.nodes.probe_ended(sequence.node, sequence.rid)
 
     def _send_to(self, sequence: Sequence, node: str) -> None:
         sequence.node = node
@@ -215,6 +218,7 @@ class Dispatcher:
             sequence.detokenizer,
             OpenStream(
                 rid=sequence.rid,
+                attempt=sequence.attempt,
                 prompt_tail=sequence.prompt_ids[-PROMPT_TAIL_TOKENS:],
                 output_ids=sequence.output_ids,
                 sent_chars=sequence.chars,
@@ -224,10 +228,15 @@ class Dispatcher:
         )
 
     def _generate(self, sequence: Sequence) -> None:
+        """Give the sequence to its node as a new attempt, whose tokens go on after those that are
+        here."""
+        sequence.attempt = new_attempt()
+        self._open(sequence)
         sent = self.nodes.send(
             sequence.node,
             Generate(
                 rid=sequence.rid,
+                attempt=sequence.attempt,
                 detokenizer=sequence.detokenizer,
                 prompt_ids=sequence.prompt_ids,
                 output_ids=sequence.output_ids,
@@ -244,7 +253,8 @@ class Dispatcher:
         sequence.trace.recovered()
         self._open(sequence)
         start = len(sequence.output_ids)
-        self.nodes.send(sequence.node, Resend(sequence.rid, sequence.detokenizer, start))
+        resend = Resend(sequence.rid, sequence.attempt, sequence.detokenizer, start)
+        self.nodes.send(sequence.node, resend)
 
     def _on_fresh_detokenizer(self, name: str) -> None:
         for sequence in self._sequences.values():
@@ -267,14 +277,20 @@ class Dispatcher:
                 self._metrics.recoveries.inc()
                 self._generate(sequence)
 
-    def _on_lost(self, rid: str) -> None:
+    def _current(self, rid: str, attempt: str) -> Sequence | None:
+        """The unfinished sequence that a message is about; None if the message is stale."""
         sequence = self._sequences.get(rid)
-        if sequence is not None and not sequence.ended:
+        if sequence is None or sequence.ended or sequence.attempt != attempt:
+            return None
+        return sequence
+
+    def _on_lost(self, rid: str, attempt: str) -> None:
+        if (sequence := self._current(rid, attempt)) is not None:
             self._recover(sequence)
 
     def _on_rejected(self, node: str, message: Rejected) -> None:
-        sequence = self._sequences.get(message.rid)
-        if sequence is None or sequence.ended or sequence.node != node:
+        sequence = self._current(message.rid, message.attempt)
+        if sequence is None or sequence.node != node:
             return
         if message.code == "unknown":
             # The node restarted between our messages; it continues from what we have.
@@ -294,9 +310,8 @@ class Dispatcher:
 
     def _on_text(self, text: Text) -> None:
         now = time.perf_counter()
-        for position, rid in enumerate(text.rids):
-            sequence = self._sequences.get(rid)
-            if sequence is not None and not sequence.ended:
+        for position, (rid, attempt) in enumerate(zip(text.rids, text.attempts, strict=True)):
+            if (sequence := self._current(rid, attempt)) is not None:
                 self._deliver(sequence, text, position, now)
 
     def _deliver(self, sequence: Sequence, text: Text, position: int, now: float) -> None:
@@ -333,6 +348,11 @@ class Dispatcher:
 def new_rid() -> str:
     """An id that no other request has."""
     return secrets.token_hex(12)
+
+
+def new_attempt() -> str:
+    """An identity of a Generate that nobody can guess."""
+    return secrets.token_hex(8)
 
 
 def rejection_error(message: Rejected) -> RequestError:

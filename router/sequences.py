@@ -30,7 +30,8 @@ class Delta:
 class Sequence:
     """A sequence in flight.
 
-    `wakeup` is shared by all sequences of one HTTP request. `output_ids` and `chars` are what has
+    `attempt` identifies the last Generate; what carries another one is stale. `wakeup` is shared by
+    all sequences of one HTTP request. `output_ids` and `chars` are what has
     arrived, whether the client has read it or not; `pending` is what it has not. `block_hashes` are
     those of the prompt, `session` what the client calls the conversation. `moves` counts the
     nodes that were lost under it, `fruitless_moves` those since its last token; `stranded_since` is
@@ -48,6 +49,7 @@ class Sequence:
     block_hashes: list[int] = field(default_factory=list)
     session: str | None = None
     node: str = ""
+    attempt: str = ""
     detokenizer: str = ""
     output_ids: list[int] = field(default_factory=list)
     chars: int = 0

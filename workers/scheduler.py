@@ -20,6 +20,8 @@ from mlxfleet.common.messages import (
     ModelInfo,
     Prefill,
     Rejected,
+    RejectedCode,
+    Release,
     Resend,
     SchedulerToWorker,
     Step,
@@ -83,6 +85,7 @@ class Scheduler:
         self._baseline = CoolBaseline(now)
         self._fit_is_fresh = True
         self._arrivals = itertools.count()
+        self._admissions = itertools.count(1)
         self._sequences: dict[str, Sequence] = {}
         self._waiting: OrderedDict[str, Sequence] = OrderedDict()
         self._running: dict[str, Sequence] = {}
@@ -170,61 +173,76 @@ class Scheduler:
     # --- what the router asks for -------------------------------------------------------------
 
     def submit(self, message: Generate) -> Rejected | None:
-        """Queue a request, or say why not. A request that is known already is left alone."""
+        """Queue a request, or say why not. It takes the place of an earlier attempt; one that is
+        known already is left alone."""
         self.received += 1
-        if message.rid in self._sequences:
-            return None
+        known = self._sequences.get(message.rid)
+        if known is not None:
+            if known.attempt == message.attempt:
+                return None
+            self._forget(known)
         # Counted together: a scheduler that is restarted gets back what ran and what waited.
         if self.running + self.queued >= self._options.max_running + self._options.max_queue:
-            return Rejected(message.rid, "queue_full", "the node's queue is full")
+            return rejection(message, "queue_full", "the node's queue is full")
         sequence = Sequence.of(message)
         if self._model is not None and (why := too_long(sequence, self._model)):
-            return Rejected(message.rid, "too_long", why)
+            return rejection(message, "too_long", why)
+        self._sequences[message.rid] = sequence
+        if sequence.complete:
+            self._keep_finished(sequence, Finish("length"))
+            return None
         sequence.arrival = next(self._arrivals)
         sequence.queued_s = self._now()
         sequence.phases = self._phases(message)
         sequence.phases.enter("queue", sequence.queued_s)
         self._expect(sequence)
-        self._sequences[message.rid] = sequence
         self._waiting[message.rid] = sequence
         return None
 
-    def release(self, rid: str) -> None:
-        """Stop and forget a sequence in any state."""
-        sequence = self._sequences.pop(rid, None)
-        if sequence is None:
-            return
+    def release(self, message: Release) -> None:
+        """Stop and forget an attempt in any state."""
+        if (sequence := self.find(message.rid, message.attempt)) is not None:
+            self._forget(sequence)
+
+    def _forget(self, sequence: Sequence) -> None:
+        del self._sequences[sequence.rid]
         if sequence.state is State.WAITING:
-            del self._waiting[rid]
+            del self._waiting[sequence.rid]
             sequence.leave_phase(self._now(), "released")
         elif sequence.state is State.FINISHED:
-            self._finished.pop(rid, None)
+            self._finished.pop(sequence.rid, None)
         else:
             self._leave(sequence, "released")
 
-    def knows(self, rid: str) -> bool:
-        """Whether a sequence is here, in any state."""
-        return rid in self._sequences
+    def find(self, rid: str, attempt: str) -> Sequence | None:
+        """The sequence that a message is about, in any state; None if the message is stale."""
+        sequence = self._sequences.get(rid)
+        return sequence if sequence is not None and sequence.attempt == attempt else None
 
     def resends_for(self, detokenizer: str) -> list[Resend]:
         """What brings a detokenizer all that may have been lost on the way to it: every token, or
         with log-probabilities those that have one, which are all that was sent from here."""
         return [
-            Resend(s.rid, detokenizer, len(s.output_ids) - len(s.logprobs) if s.logprobs else 0)
+            Resend(
+                s.rid,
+                s.attempt,
+                detokenizer,
+                len(s.output_ids) - len(s.logprobs) if s.logprobs else 0,
+            )
             for s in self._sequences.values()
             if s.detokenizer == detokenizer
         ]
 
     def release_all(self) -> None:
         """Forget everything: the router that asked is gone."""
-        for rid in list(self._sequences):
-            self.release(rid)
+        for sequence in list(self._sequences.values()):
+            self._forget(sequence)
 
     def resend(self, message: Resend) -> tuple[str, Tokens] | Rejected | None:
         """The tokens of a sequence from a position on, with its detokenizer's name."""
-        sequence = self._sequences.get(message.rid)
+        sequence = self.find(message.rid, message.attempt)
         if sequence is None:
-            return Rejected(message.rid, "unknown", "the node does not know the request")
+            return rejection(message, "unknown", "the node does not know the request")
         sequence.detokenizer = message.detokenizer
         ids = sequence.output_ids[message.start :]
         if not ids and sequence.finish is None:
@@ -233,6 +251,7 @@ class Scheduler:
         logprobs = sequence.logprobs[-len(ids) :] if ids else []
         return sequence.detokenizer, Tokens(
             rids=[sequence.rid],
+            attempts=[sequence.attempt],
             starts=[message.start],
             ids=[ids],
             finish={0: sequence.finish} if sequence.finish else {},
@@ -254,7 +273,7 @@ class Scheduler:
         self._passes_ahead.clear()
         self.kv_used_bytes = 0
         for sequence in reversed(self._running.values()):
-            sequence.attempts += sequence.started
+            sequence.worker_deaths += sequence.started
             sequence.leave_phase(self._now(), "worker lost")
             self._wait_first(sequence)
         self._running.clear()
@@ -262,12 +281,12 @@ class Scheduler:
         for sequence in list(self._waiting.values()):
             sequence.waits_for = None
             if why := too_long(sequence, model):
-                rejected.append(Rejected(sequence.rid, "too_long", why))
-            elif sequence.attempts >= self._options.max_attempts:
-                why = f"the worker died {sequence.attempts} times while it ran this request"
-                rejected.append(Rejected(sequence.rid, "failed", why))
-        for rejection in rejected:
-            self.release(rejection.rid)
+                rejected.append(rejection(sequence, "too_long", why))
+            elif sequence.worker_deaths >= self._options.max_attempts:
+                why = f"the worker died {sequence.worker_deaths} times while it ran this request"
+                rejected.append(rejection(sequence, "failed", why))
+        for refused in rejected:
+            self._forget(self._sequences[refused.rid])
         return rejected
 
     def rest(self) -> None:
@@ -313,7 +332,7 @@ class Scheduler:
             finish = Finish(reason, sequence.cached_tokens) if reason else None
             batch = columns.get(sequence.detokenizer)
             if batch is None:
-                batch = columns[sequence.detokenizer] = Tokens([], [], [], {}, {})
+                batch = columns[sequence.detokenizer] = Tokens([], [], [], [], {}, {})
             append(batch, sequence, token, finish, logprobs)
             if sequence.prefill_began_s is not None:
                 now = self._now()
@@ -388,6 +407,8 @@ class Scheduler:
             if match is None:
                 continue
             del self._waiting[sequence.rid]
+            sequence.row = f"{sequence.rid}#{next(self._admissions)}"
+            sequence.admissions += 1
             self._running[sequence.row] = sequence
             sequence.alone = alone
             sequence.reserved_tokens = tokens
@@ -435,7 +456,7 @@ class Scheduler:
         done = lease.cached_tokens == sequence.prefill_tokens
         sequence.state = State.DECODING if done else State.PREFILLING
         self.cached_tokens += lease.cached_tokens
-        if sequence.row == sequence.rid and not sequence.output_ids:
+        if sequence.admissions == 1 and not sequence.output_ids:
             # Not what it had computed itself before it was preempted or moved.
             sequence.cached_tokens = lease.cached_tokens
         return Admit(
@@ -450,7 +471,7 @@ class Scheduler:
     def _last_chance(self, sequence: Sequence) -> bool:
         """Whether this is a sequence's last attempt. It runs alone, so that one that kills its
         worker takes no others along."""
-        return 0 < sequence.attempts == self._options.max_attempts - 1
+        return 0 < sequence.worker_deaths == self._options.max_attempts - 1
 
     def _someone_runs_alone(self) -> bool:
         return next(iter(self._running.values())).alone
@@ -532,6 +553,9 @@ class Scheduler:
         ran_s = self.busy_s + self.idle_s - sequence.began_s
         share = NEWEST_SHARE if self.sequence_s else 1.0
         self.sequence_s += share * (ran_s - self.sequence_s)
+        self._keep_finished(sequence, finish)
+
+    def _keep_finished(self, sequence: Sequence, finish: Finish) -> None:
         sequence.state = State.FINISHED
         sequence.finish = finish
         self._finished[sequence.rid] = None
@@ -561,6 +585,7 @@ def append(
     """Add one token to a sequence and to the columns of its detokenizer's message."""
     position = len(batch.rids)
     batch.rids.append(sequence.rid)
+    batch.attempts.append(sequence.attempt)
     batch.starts.append(len(sequence.output_ids))
     batch.ids.append([token])
     if finish is not None:
@@ -569,6 +594,11 @@ def append(
         batch.logprobs[position] = [logprobs]
         sequence.logprobs.append(logprobs)
     sequence.output_ids.append(token)
+
+
+def rejection(message: Generate | Resend | Sequence, code: RejectedCode, why: str) -> Rejected:
+    """The refusal of an attempt."""
+    return Rejected(message.rid, message.attempt, code, why)
 
 
 def too_long(sequence: Sequence, model: ModelInfo) -> str | None:

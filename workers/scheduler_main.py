@@ -218,10 +218,9 @@ class SchedulerService(Service):
     def _on_router(self, message: RouterToNode) -> None:
         match message:
             case Generate():
-                if rejected := self._scheduler.submit(message):
-                    self._router.send(rejected)
+                self._submit(message)
             case Release():
-                self._scheduler.release(message.rid)
+                self._scheduler.release(message)
             case Resend():
                 self._resend(message)
             case SendKvSnapshot():
@@ -335,6 +334,16 @@ class SchedulerService(Service):
         channel.watch(LINK_EVENTS & ~zmq.Event.HANDSHAKE_SUCCEEDED, on_link)
         return channel
 
+    def _submit(self, message: Generate) -> None:
+        if rejected := self._scheduler.submit(message):
+            self._router.send(rejected)
+            return
+        sequence = self._scheduler.find(message.rid, message.attempt)
+        if sequence is not None and sequence.finish is not None:
+            # No step of the worker will bring the finish.
+            start = len(sequence.output_ids)
+            self._resend(Resend(message.rid, message.attempt, message.detokenizer, start))
+
     def _resend(self, message: Resend) -> None:
         match self._scheduler.resend(message):
             case None:
@@ -349,13 +358,15 @@ class SchedulerService(Service):
         known = self._detokenizers.get(detokenizer)
         if known is not None and known[1].send(tokens):
             return
-        for rid, start in zip(tokens.rids, tokens.starts, strict=True):
-            self._undelivered.setdefault(rid, Resend(rid, detokenizer, start))
+        for rid, attempt, start in zip(tokens.rids, tokens.attempts, tokens.starts, strict=True):
+            earlier = self._undelivered.get(rid)
+            if earlier is None or earlier.attempt != attempt:
+                self._undelivered[rid] = Resend(rid, attempt, detokenizer, start)
 
     def _deliver_again(self) -> None:
         late, self._undelivered = self._undelivered, {}
         for message in late.values():
-            if self._scheduler.knows(message.rid):
+            if self._scheduler.find(message.rid, message.attempt) is not None:
                 self._resend(message)
 
     async def _report_regularly(self) -> None:

@@ -21,22 +21,26 @@ class State(enum.Enum):
 
 @dataclass
 class Sequence:
-    """Prompt, output so far, and progress. `logprobs` has one entry per token that this node
-    generated itself, so it is aligned with the end of `output_ids`. `arrival` is the order in which
-    sequences came; `waits_for` a block that another sequence is about to compute; `attempts`
-    counts the workers that died while it ran, `started` says that this one has taken it.
-    `expected_tokens` are those to be prefilled when it leaves the queue, `began_s` is when it did,
-    in seconds of the worker's running. It came into the queue at `queued_s` and left it at
-    `prefill_began_s`, None when the next token after that has come; by the scheduler's clock.
-    `chunks` are the pieces in which its prompt was prefilled since then."""
+    """Prompt, output so far, and progress. `attempt` identifies the Generate that it came with;
+    `row` is its name in the worker, a new one each time it is admitted. `logprobs` has one entry
+    per token that this node generated itself, so it is aligned with the end of `output_ids`.
+    `arrival` is the order in which sequences came; `waits_for` a block that another sequence is
+    about to compute; `worker_deaths` counts the workers that died while it ran, `started` says that
+    this one has taken it. `expected_tokens` are those to be prefilled when it leaves the queue,
+    `began_s` is when it did, in seconds of the worker's running. It came into the queue at
+    `queued_s` and left it at `prefill_began_s`, None when the next token after that has come; by
+    the scheduler's clock. `chunks` are the pieces in which its prompt was prefilled since then."""
 
     rid: str
+    attempt: str
     detokenizer: str
     prompt_ids: list[int]
     output_ids: list[int]
     sampling: Sampling
     state: State = State.WAITING
-    attempts: int = 0
+    row: str = ""
+    admissions: int = 0
+    worker_deaths: int = 0
     preemptions: int = 0
     started: bool = False
     admitted_tokens: int = 1
@@ -63,17 +67,12 @@ class Sequence:
         """A new sequence for a request."""
         return cls(
             rid=message.rid,
+            attempt=message.attempt,
             detokenizer=message.detokenizer,
             prompt_ids=message.prompt_ids,
             output_ids=list(message.output_ids),
             sampling=message.sampling,
         )
-
-    @property
-    def row(self) -> str:
-        """Its name in the worker, a new one after a preemption: steps that are still on their way
-        from the row before are not its own."""
-        return f"{self.rid}#{self.preemptions}" if self.preemptions else self.rid
 
     @property
     def prefill_tokens(self) -> int:
@@ -85,6 +84,11 @@ class Sequence:
     def worst_case_tokens(self) -> int:
         """Longest that the sequence can become."""
         return len(self.prompt_ids) + self.sampling.max_tokens
+
+    @property
+    def complete(self) -> bool:
+        """Whether it has all the tokens that it may have: it only came here for its finish."""
+        return len(self.output_ids) >= self.sampling.max_tokens
 
     @property
     def tokens(self) -> int:

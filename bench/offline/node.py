@@ -33,6 +33,8 @@ from mlxfleet.common.messages import (
 from mlxfleet.common.node_identity import node_info
 from mlxfleet.common.runtime import runtime_folder
 
+# Nothing is sent twice here.
+ATTEMPT = "only"
 DETOKENIZER = "bench"
 # Without any token for so long, the node is taken for dead.
 SILENCE_S = 120.0
@@ -87,6 +89,7 @@ class PartRun:
         self._front.send(
             Generate(
                 rid=rid,
+                attempt=ATTEMPT,
                 detokenizer=DETOKENIZER,
                 prompt_ids=prompt.ids,
                 output_ids=[],
@@ -103,7 +106,7 @@ class PartRun:
             stream.times_s += [now_s - stream.sent_s] * len(message.ids[position])
             if position in message.finish:
                 del self._streams[rid]
-                self._front.send(Release(rid))
+                self._front.send(Release(rid, ATTEMPT))
                 request = make_request(stream.index, stream.prompt, stream.sent_s, stream.times_s)
                 self.requests.append(request)
                 self._send_next()

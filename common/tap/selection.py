@@ -29,8 +29,10 @@ class Columns:
 
 
 COLUMNS = {
-    "tokens": Columns(("rids", "starts", "ids"), ("finish", "logprobs")),
-    "text": Columns(("rids", "starts", "ids", "offsets", "texts"), ("finish", "logprobs")),
+    "tokens": Columns(("rids", "attempts", "starts", "ids"), ("finish", "logprobs")),
+    "text": Columns(
+        ("rids", "attempts", "starts", "ids", "offsets", "texts"), ("finish", "logprobs")
+    ),
     "prefill": Columns(("rids", "tokens")),
     "step": Columns(("rids", "ids"), ("finish", "logprobs")),
 }

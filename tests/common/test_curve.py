@@ -60,7 +60,7 @@ class Server:
         channel = channels.client(self.context, Welcome | Refused, self.address, rid, security)
         channel.watch(REFUSED, events.append)
         channel.attach(lambda _, message: None)
-        channel.send(Release(rid))
+        channel.send(Release(rid, "1"))
         self.clients.append(channel)
         return channel
 

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from mlxfleet.common import messages
 from mlxfleet.common.messages import (
+    Attempt,
     Finish,
     Prefill,
     Sampling,
@@ -53,6 +54,8 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated and arguments[0] is int:
         return st.integers(0, 2**63 - 1)
+    if hint == Attempt:
+        return st.text(min_size=1, max_size=32)
     if origin is Annotated:
         return values(arguments[0]).filter(bool)
     if origin is Literal:
@@ -83,8 +86,8 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
 COLUMNS: dict[type[Struct], tuple[str, ...]] = {
     Prefill: ("rids", "tokens"),
     Step: ("rids", "ids"),
-    Tokens: ("rids", "starts", "ids"),
-    Text: ("rids", "starts", "ids", "offsets", "texts"),
+    Tokens: ("rids", "attempts", "starts", "ids"),
+    Text: ("rids", "attempts", "starts", "ids", "offsets", "texts"),
     Tokenized: ("token_ids", "block_hashes"),
 }
 
@@ -111,6 +114,7 @@ def columns(
     for name, value in made.items():
         if name in (
             "rids",
+            "attempts",
             "starts",
             "ids",
             "offsets",
@@ -182,6 +186,7 @@ STEP: dict[str, Any] = {
 TOKENS: dict[str, Any] = {
     "type": "tokens",
     "rids": ["a", "b"],
+    "attempts": ["1", "2"],
     "starts": [0, 5],
     "ids": [[1], [2, 3]],
     "finish": {1: FINISH},
@@ -190,6 +195,7 @@ TOKENS: dict[str, Any] = {
 NEW_TEXT: dict[str, Any] = {
     "type": "text",
     "rids": ["a", "b"],
+    "attempts": ["1", "2"],
     "starts": [0, 5],
     "ids": [[1], [2, 3]],
     "offsets": [0, 9],
@@ -208,6 +214,8 @@ BROKEN: list[tuple[type[Struct], dict[str, Any], dict[str, Any]]] = [
     (Step, STEP, {"logprobs": {-1: LOGPROBS}}),
     (Step, STEP, {"rids": [], "ids": []}),
     (Tokens, TOKENS, {"rids": ["a"]}),
+    (Tokens, TOKENS, {"attempts": ["1"]}),
+    (Tokens, TOKENS, {"attempts": ["1", ""]}),
     (Tokens, TOKENS, {"starts": [0, 5, 6]}),
     (Tokens, TOKENS, {"starts": [0, -1]}),
     (Tokens, TOKENS, {"ids": [[1]]}),
@@ -217,6 +225,7 @@ BROKEN: list[tuple[type[Struct], dict[str, Any], dict[str, Any]]] = [
     (Tokens, TOKENS, {"logprobs": {1: [LOGPROBS]}}),
     (Tokens, TOKENS, {"logprobs": {0: []}}),
     (Text, NEW_TEXT, {"rids": ["a"]}),
+    (Text, NEW_TEXT, {"attempts": []}),
     (Text, NEW_TEXT, {"starts": [0]}),
     (Text, NEW_TEXT, {"starts": [0, -5]}),
     (Text, NEW_TEXT, {"ids": [[1], [2], [3]]}),
@@ -243,9 +252,9 @@ def test_columns_that_do_not_fit_are_refused(
 
 def test_a_message_that_does_not_fit_cannot_be_made() -> None:
     with pytest.raises(ValueError, match="columns"):
-        Tokens(["a"], [0], [], {}, {})
+        Tokens(["a"], ["1"], [0], [], {}, {})
     with pytest.raises(ValueError, match="position"):
-        Tokens(["a"], [0], [[1]], {1: Finish("stop")}, {})
+        Tokens(["a"], ["1"], [0], [[1]], {1: Finish("stop")}, {})
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,12 @@ def opened(
     output_ids: list[int] | None = None, sent_chars: int = 0, stop: list[str] | None = None
 ) -> Stream:
     opening = OpenStream(
-        rid="r", prompt_tail=[], output_ids=output_ids or [], sent_chars=sent_chars, stop=stop or []
+        rid="r",
+        attempt="1",
+        prompt_tail=[],
+        output_ids=output_ids or [],
+        sent_chars=sent_chars,
+        stop=stop or [],
     )
     return Stream(WORDS, opening)
 

@@ -28,7 +28,7 @@ from mlxfleet.common.errors import ExitCode
 from mlxfleet.common.messages import Hello, NodeStatus, Refused, Text, WorkerStatus
 from tests.integration.fleet import Fleet, wait_for
 
-GOOD = msgspec.msgpack.encode(Text(["r"], [0], [[1]], [0], ["x"], {}, {}))
+GOOD = msgspec.msgpack.encode(Text(["r"], ["1"], [0], [[1]], [0], ["x"], {}, {}))
 GARBAGE = [
     b"",
     b"\x00",

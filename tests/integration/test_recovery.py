@@ -122,7 +122,7 @@ def test_last_tokens_that_overtake_their_stream_are_asked_for_again(tiny_model: 
             raise AssertionError("the detokenizer says nothing")
 
         def send_tokens(rid: str) -> None:
-            tokens = Tokens([rid], [0], [[5, 6]], {0: Finish("length")}, {})
+            tokens = Tokens([rid], ["1"], [0], [[5, 6]], {0: Finish("length")}, {})
             node.send(msgspec.msgpack.encode(tokens))
 
         assert server.poll(60_000), "the process is silent"
@@ -130,22 +130,24 @@ def test_last_tokens_that_overtake_their_stream_are_asked_for_again(tiny_model: 
         node.linger = 0
         node.connect(decoder.decode(frame).token_address)
         opening = msgspec.msgpack.encode(
-            OpenStream(rid="late", prompt_tail=[1], output_ids=[], sent_chars=0, stop=[])
+            OpenStream(
+                rid="late", attempt="1", prompt_tail=[1], output_ids=[], sent_chars=0, stop=[]
+            )
         )
         send_tokens("late")
-        assert next_but_hello() == StreamLost("late")
+        assert next_but_hello() == StreamLost("late", "1")
         send_tokens("late")
         # When this is answered, what was sent before it has been looked at.
         send_tokens("unknown")
-        assert next_but_hello() == StreamLost("unknown")
+        assert next_but_hello() == StreamLost("unknown", "1")
         server.send_multipart([sender, opening])
-        assert next_but_hello() == StreamLost("late")
+        assert next_but_hello() == StreamLost("late", "1")
         server.send_multipart([sender, opening])
         send_tokens("late")
         answer = next_but_hello()
         while not isinstance(answer, Text):
             # Again they were faster.
-            assert answer == StreamLost("late")
+            assert answer == StreamLost("late", "1")
             server.send_multipart([sender, opening])
             send_tokens("late")
             answer = next_but_hello()

@@ -203,7 +203,14 @@ def test_what_a_killed_process_cannot_tell_its_neighbours_do(fleet: Fleet, state
 # What nobody should send, and what no process checks for.
 CRASHES: dict[str, list[Struct]] = {
     "detokenizer-0": [
-        OpenStream(rid="bad-0", prompt_tail=[-1], output_ids=[], sent_chars=0, stop=[SECRET])
+        OpenStream(
+            rid="bad-0",
+            attempt="1",
+            prompt_tail=[-1],
+            output_ids=[],
+            sent_chars=0,
+            stop=[SECRET],
+        )
     ],
     "worker-0": [
         Admit(rid="bad-0", token_ids=[1, 2], n_output=0, sampling=Sampling(seed=1, max_tokens=2)),

@@ -4,11 +4,13 @@ real sockets."""
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from collections.abc import Sequence as Many
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -53,6 +55,7 @@ from mlxfleet.common.messages import (
     TokenTextLogprobs,
     Welcome,
 )
+from mlxfleet.router import dispatcher as dispatcher_module
 from mlxfleet.router.breaker import FAULTS_TO_OPEN
 from mlxfleet.router.dispatcher import PROMPT_TAIL_TOKENS, Dispatcher
 from mlxfleet.router.health import State
@@ -62,6 +65,7 @@ from mlxfleet.router.sequences import MAX_FRUITLESS_MOVES, Delta, Sequence
 from tests.router.reports import node_status
 
 DEADLINE_S = 5.0
+STALE = "stale"
 MODEL = ModelInfo(
     vocab_size=100,
     context_length=200,
@@ -99,8 +103,14 @@ class FakePeer:
         self.channel: channels.Channel[Any, Any] = channels.client(
             self._context, self.receives, self._address, f"{self.name}:{self.run}"
         )
-        received = self.received
-        self.channel.attach(lambda _, message: received.append(message))
+        # The attempt that it was given last of each sequence; a restart does not change it.
+        self.attempts: dict[str, str] = getattr(self, "attempts", {})
+        self.channel.attach(partial(self._take, self.received))
+
+    def _take(self, received: list[Any], _: bytes, message: Any) -> None:
+        received.append(message)
+        if isinstance(message, Generate | OpenStream):
+            self.attempts[message.rid] = message.attempt
 
     @property
     def work(self) -> list[Any]:
@@ -142,7 +152,8 @@ class FakeNode(FakePeer):
 
     def reject(self, rid: str, code: Any, message: str = "because") -> None:
         """Refuse a request."""
-        self.channel.send(Rejected(rid, code, message))
+        attempt = self.attempts.get(rid, STALE)
+        self.channel.send(Rejected(rid, attempt, code, message))
 
 
 class FakeDetokenizer(FakePeer):
@@ -163,7 +174,7 @@ class FakeDetokenizer(FakePeer):
 
     def lose(self, rid: str) -> None:
         """Say that a stream has a gap."""
-        self.channel.send(StreamLost(rid))
+        self.channel.send(StreamLost(rid, self.attempts.get(rid, STALE)))
 
     def text(
         self,
@@ -176,11 +187,13 @@ class FakeDetokenizer(FakePeer):
         finish: FinishReason | None = None,
         cached_tokens: int = 0,
         logprobs: list[TokenTextLogprobs] | None = None,
+        attempt: str | None = None,
     ) -> None:
-        """Send one entry of new text."""
+        """Send one entry of new text, by default of the last attempt."""
         self.channel.send(
             Text(
                 rids=[rid],
+                attempts=[attempt or self.attempts.get(rid, STALE)],
                 starts=[start],
                 ids=[list(ids)],
                 offsets=[offset],
@@ -309,6 +322,8 @@ def run(
 ) -> None:
     """Run a test over real sockets."""
 
+    attempts = itertools.count(1)
+
     async def on_bench(context: zmq.Context[Any], base: str) -> None:
         bench = Bench(context, base, node_wait_s, models)
         try:
@@ -319,17 +334,22 @@ def run(
             bench.close()
 
     context: zmq.Context[Any] = zmq.Context()
-    with tempfile.TemporaryDirectory(prefix="mf-", dir="/tmp") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="mf-", dir="/tmp") as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(dispatcher_module, "new_attempt", lambda: str(next(attempts)))
         try:
             asyncio.run(on_bench(context, f"ipc://{folder}/"))
         finally:
             context.destroy(linger=0)
 
 
-def opening(output_ids: list[int], chars: int) -> OpenStream:
+def opening(output_ids: list[int], chars: int, attempt: int = 1) -> OpenStream:
     """How the stream of `a` is opened."""
     return OpenStream(
         rid="a",
+        attempt=str(attempt),
         prompt_tail=list(range(20))[-PROMPT_TAIL_TOKENS:],
         output_ids=output_ids,
         sent_chars=chars,
@@ -337,10 +357,11 @@ def opening(output_ids: list[int], chars: int) -> OpenStream:
     )
 
 
-def generation(output_ids: list[int]) -> Generate:
+def generation(output_ids: list[int], attempt: int = 1) -> Generate:
     """How `a` is generated."""
     return Generate(
         rid="a",
+        attempt=str(attempt),
         detokenizer="d0",
         prompt_ids=list(range(20)),
         output_ids=output_ids,
@@ -647,7 +668,7 @@ def test_a_gap_is_asked_for_again(start: int, offset: int) -> None:
         bench.detokenizer.text("a", start, [9], offset, "z")
         await bench.settle()
         assert bench.detokenizer.work == [opening([0, 1, 2], 3)]
-        assert bench.node.work == [Resend("a", "d0", 3)]
+        assert bench.node.work == [Resend("a", "1", "d0", 3)]
         assert sequence.output_ids == [0, 1, 2]
         assert bench.recoveries == 1
 
@@ -660,7 +681,7 @@ def test_a_lost_stream_is_opened_again() -> None:
         bench.detokenizer.lose("a")
         await bench.settle()
         assert bench.detokenizer.work == [opening([0, 1, 2], 3)]
-        assert bench.node.work == [Resend("a", "d0", 3)]
+        assert bench.node.work == [Resend("a", "1", "d0", 3)]
 
     run(test)
 
@@ -671,7 +692,7 @@ def test_a_detokenizer_that_restarted_gets_its_streams_again() -> None:
         await bench.detokenizer.restart()
         await bench.settle()
         assert bench.detokenizer.work == [opening([0, 1, 2], 3)]
-        assert bench.node.work == [Resend("a", "d0", 3)]
+        assert bench.node.work == [Resend("a", "1", "d0", 3)]
 
     run(test)
 
@@ -697,8 +718,8 @@ def test_a_node_that_restarted_gets_its_requests_with_the_tokens_so_far() -> Non
         await bench.start_one(text="abc")
         await bench.node.restart()
         await bench.settle()
-        assert bench.node.work == [generation([0, 1, 2])]
-        assert bench.detokenizer.work == []
+        assert bench.node.work == [generation([0, 1, 2], 2)]
+        assert bench.detokenizer.work == [opening([0, 1, 2], 3, 2)]
         assert bench.recoveries == 1
 
     run(test)
@@ -711,8 +732,8 @@ def test_a_node_that_restarted_without_its_model_loses_its_requests_to_a_ready_o
         await bench.node.restart(worker="loading")
         await until(lambda: other.work, "the request")
         await bench.settle()
-        assert other.work == [generation([0, 1, 2])]
-        assert bench.node.work == [Release("a")]
+        assert other.work == [generation([0, 1, 2], 2)]
+        assert bench.node.work == [Release("a", "1")]
         assert bench.recoveries == 0
 
     run(test)
@@ -723,7 +744,7 @@ def test_a_node_that_restarted_without_its_model_keeps_its_requests_if_it_is_the
         await bench.start_one(text="abc")
         await bench.node.restart(worker="loading")
         await bench.settle()
-        assert bench.node.work == [generation([0, 1, 2])]
+        assert bench.node.work == [generation([0, 1, 2], 2)]
 
     run(test)
 
@@ -733,7 +754,23 @@ def test_a_request_that_the_node_does_not_know_is_sent_again() -> None:
         await bench.start_one(text="abc")
         bench.node.reject("a", "unknown")
         await until(lambda: bench.node.work, "the request")
-        assert bench.node.work == [generation([0, 1, 2])]
+        assert bench.node.work == [generation([0, 1, 2], 2)]
+
+    run(test)
+
+
+def test_what_an_earlier_attempt_still_brings_is_dropped() -> None:
+    async def test(bench: Bench) -> None:
+        sequence = await bench.start_one(text="abc")
+        await bench.node.restart()
+        await until(lambda: bench.node.work, "the second attempt")
+        bench.detokenizer.text("a", 3, [7], 3, "x", finish="length", attempt="1")
+        bench.detokenizer.channel.send(StreamLost("a", "1"))
+        bench.node.channel.send(Rejected("a", "1", "failed", "because"))
+        bench.detokenizer.text("a", 3, [8], 3, "y")
+        await until(lambda: sequence.chars == 4, "the text")
+        assert (sequence.output_ids, sequence.ended) == ([0, 1, 2, 8], False)
+        assert bench.recoveries == 1
 
     run(test)
 
@@ -779,9 +816,9 @@ def test_a_sequence_goes_on_on_another_node_with_the_tokens_so_far() -> None:
         await bench.node.greet(worker="dead")
         bench.dispatcher.move_stranded(0.0)
         await until(lambda: other.work and bench.node.work, "the move")
-        assert other.work == [generation([0, 1, 2])]
-        assert bench.node.work == [Release("a")]
-        assert bench.detokenizer.work == []
+        assert other.work == [generation([0, 1, 2], 2)]
+        assert bench.node.work == [Release("a", "1")]
+        assert bench.detokenizer.work == [opening([0, 1, 2], 3, 2)]
         assert (sequence.node, failovers(bench)) == ("n1", 1)
 
     run(test)
@@ -1003,8 +1040,8 @@ def test_a_release_is_told_to_both_once() -> None:
         for _ in range(2):
             bench.dispatcher.release(sequence)
         await bench.settle()
-        assert bench.node.work == [Release("a")]
-        assert bench.detokenizer.work == [CloseStream("a")]
+        assert bench.node.work == [Release("a", "1")]
+        assert bench.detokenizer.work == [CloseStream("a", "1")]
 
     run(test)
 
@@ -1016,8 +1053,8 @@ def test_what_ended_is_released_too() -> None:
         await until(lambda: sequence.ended, "the end")
         bench.dispatcher.release(sequence)
         await bench.settle()
-        assert bench.node.work == [Release("a")]
-        assert bench.detokenizer.work == [CloseStream("a")]
+        assert bench.node.work == [Release("a", "1")]
+        assert bench.detokenizer.work == [CloseStream("a", "1")]
 
     run(test)
 

@@ -133,6 +133,7 @@ class Node:
         rejected = self.scheduler.submit(
             Generate(
                 rid=rid,
+                attempt="1",
                 detokenizer="d",
                 prompt_ids=prompt,
                 output_ids=[],

@@ -13,6 +13,7 @@ from mlxfleet.common.messages import FinishReason, Generate, ModelInfo, Sampling
 from mlxfleet.common.tracing import NO_ATTRIBUTES, Attributes, Span, Tracer
 from mlxfleet.workers.phases import Phases
 from mlxfleet.workers.scheduler import Scheduler
+from tests.workers.attempts import ATTEMPT, release, row_of
 
 MODEL = ModelInfo(
     vocab_size=100,
@@ -77,6 +78,7 @@ def scheduler(recorder: Recorder) -> Scheduler:
 def submit(scheduler: Scheduler, rid: str, *, traceparent: str = "parent", **more: int) -> None:
     message = Generate(
         rid=rid,
+        attempt=ATTEMPT,
         detokenizer="d",
         prompt_ids=list(range(1, 1 + more.get("prompt", 12))),
         output_ids=[],
@@ -89,14 +91,14 @@ def submit(scheduler: Scheduler, rid: str, *, traceparent: str = "parent", **mor
 
 def prefill(scheduler: Scheduler, rid: str, *pieces: int) -> None:
     for tokens in pieces:
-        list(scheduler.on_step(Step(epoch="", prefilled=[(rid, tokens)])))
+        list(scheduler.on_step(Step(epoch="", prefilled=[(row_of(scheduler, rid), tokens)])))
         scheduler.schedule()
 
 
 def decode(scheduler: Scheduler, rid: str, count: int, finish: FinishReason | None = None) -> None:
     for left in reversed(range(count)):
         ends: dict[int, FinishReason] = {0: finish} if finish and not left else {}
-        list(scheduler.on_step(Step(epoch="", rids=[rid], ids=[7], finish=ends)))
+        list(scheduler.on_step(Step(epoch="", rids=[row_of(scheduler, rid)], ids=[7], finish=ends)))
         scheduler.schedule()
 
 
@@ -104,7 +106,7 @@ def test_the_phases_of_a_sequence(scheduler: Scheduler, recorder: Recorder) -> N
     submit(scheduler, "a")
     prefill(scheduler, "a", 8, 3)
     decode(scheduler, "a", 4, "stop")
-    scheduler.release("a")
+    release(scheduler, "a")
     assert recorder.ways() == [("queue", None), ("prefill", None), ("decode", "stop")]
     for before, after in itertools.pairwise(recorder.spans):
         assert before.began < before.ended == after.began
@@ -126,14 +128,14 @@ def test_a_release_ends_the_phase(
     submit(scheduler, "a")
     prefill(scheduler, "a", *pieces)
     decode(scheduler, "a", tokens)
-    scheduler.release("a")
+    release(scheduler, "a")
     assert recorder.ways()[-1] == (ended, "released")
 
 
 def test_a_release_in_the_queue(scheduler: Scheduler, recorder: Recorder) -> None:
     for rid in ("a", "b", "c"):
         submit(scheduler, rid)
-    scheduler.release("c")
+    release(scheduler, "c")
     [span] = [span for span in recorder.spans if span.attributes["rid"] == "c"]
     assert (span.name, span.attributes["mlxfleet.end"]) == ("queue", "released")
 

@@ -36,6 +36,7 @@ from mlxfleet.common.messages import (
     PassTime,
     Prefill,
     Rejected,
+    Release,
     Resend,
     Sampling,
     SchedulerToWorker,
@@ -55,6 +56,7 @@ from mlxfleet.workers.scheduler import (
     Scheduler,
 )
 from mlxfleet.workers.scheduler_main import SchedulerService
+from tests.workers.attempts import ATTEMPT, knows, release, row_of, without_number
 
 MODEL = ModelInfo(
     vocab_size=100,
@@ -76,10 +78,12 @@ def generate(
     max_tokens: int = 10,
     output_ids: Iterable[int] = (),
     detokenizer: str = "d0",
+    attempt: str = ATTEMPT,
 ) -> Generate:
     """A request with prompt ids 1, 2, 3, ..."""
     return Generate(
         rid=rid,
+        attempt=attempt,
         detokenizer=detokenizer,
         prompt_ids=list(range(1, prompt_tokens + 1)),
         output_ids=list(output_ids),
@@ -131,9 +135,36 @@ def make_step(
     )
 
 
-def run_step(scheduler: Scheduler, *arguments: Any, **columns: Any) -> dict[str, Tokens]:
-    """Take in a step; its messages by detokenizer."""
-    sent = list(scheduler.on_step(make_step(*arguments, **columns)))
+def again(rid: str, detokenizer: str, start: int) -> Resend:
+    """Ask for tokens of a first attempt."""
+    return Resend(rid, ATTEMPT, detokenizer, start)
+
+
+def tokens_of(rids: list[str], *columns: Any) -> Tokens:
+    """Tokens of first attempts."""
+    return Tokens(rids, [ATTEMPT] * len(rids), *columns)
+
+
+def run_step(
+    scheduler: Scheduler,
+    tokens: dict[str, int] | None = None,
+    *,
+    prefilled: Iterable[tuple[str, int]] = (),
+    finish: dict[str, FinishReason] | None = None,
+    logprobs: dict[str, TokenLogprobs] | None = None,
+) -> dict[str, Tokens]:
+    """Take in a step of the rows that sequences have now; its messages by detokenizer."""
+
+    def rows(column: dict[str, Any] | None) -> dict[str, Any]:
+        return {row_of(scheduler, rid): value for rid, value in (column or {}).items()}
+
+    step = make_step(
+        rows(tokens),
+        finish=rows(finish),
+        logprobs=rows(logprobs),
+        prefilled=[(row_of(scheduler, rid), count) for rid, count in prefilled],
+    )
+    sent = list(scheduler.on_step(step))
     by_name = dict(sent)
     assert len(by_name) == len(sent)
     return by_name
@@ -141,13 +172,16 @@ def run_step(scheduler: Scheduler, *arguments: Any, **columns: Any) -> dict[str,
 
 def admitted(commands: Iterable[SchedulerToWorker]) -> list[str]:
     """Who was admitted, in order."""
-    return [command.rid for command in commands if isinstance(command, Admit)]
+    return [without_number(c.rid) for c in commands if isinstance(c, Admit)]
 
 
 def passes(commands: Iterable[SchedulerToWorker]) -> list[list[tuple[str, int]]]:
     """The prompt tokens of each pass that was sent, in order."""
     sent = [command for command in commands if isinstance(command, Prefill)]
-    return [list(zip(prefill.rids, prefill.tokens, strict=True)) for prefill in sent]
+    return [
+        list(zip(map(without_number, prefill.rids), prefill.tokens, strict=True))
+        for prefill in sent
+    ]
 
 
 def prefills(commands: Iterable[SchedulerToWorker]) -> list[tuple[str, int]]:
@@ -157,7 +191,7 @@ def prefills(commands: Iterable[SchedulerToWorker]) -> list[tuple[str, int]]:
 
 def dropped(commands: Iterable[SchedulerToWorker]) -> list[str]:
     """Who was dropped, in order."""
-    return [command.rid for command in commands if isinstance(command, Drop)]
+    return [without_number(c.rid) for c in commands if isinstance(c, Drop)]
 
 
 # --- load -----------------------------------------------------------------------------------------
@@ -173,8 +207,8 @@ def test_prompt_tokens_that_are_to_be_computed_are_counted() -> None:
     assert scheduler.running_prefill_tokens == 12
     run_step(scheduler, prefilled=[("a", 12)])
     assert scheduler.running_prefill_tokens == 0
-    scheduler.release("a")
-    scheduler.release("b")
+    release(scheduler, "a")
+    release(scheduler, "b")
     assert (scheduler.queued_prefill_tokens, scheduler.running_prefill_tokens) == (0, 0)
 
 
@@ -208,7 +242,7 @@ def test_how_long_sequences_run_is_measured_in_the_workers_time() -> None:
     scheduler = make_scheduler()
     submit(scheduler, "a", prompt_tokens=1)
     scheduler.schedule()
-    step = make_step({"a": 7}, finish={"a": "stop"})
+    step = make_step({"a#1": 7}, finish={"a#1": "stop"})
     step.pass_s, step.idle_s = 2.0, 1.0
     list(scheduler.on_step(step))
     assert scheduler.sequence_s == 3.0
@@ -234,7 +268,7 @@ def test_an_admission_carries_the_whole_request() -> None:
     scheduler = make_scheduler()
     scheduler.submit(generate("a", 3, max_tokens=7, output_ids=[50, 51]))
     assert scheduler.schedule()[0] == Admit(
-        rid="a",
+        rid="a#1",
         token_ids=[1, 2, 3, 50, 51],
         n_output=2,
         sampling=Sampling(seed=1, max_tokens=7),
@@ -288,7 +322,7 @@ def test_a_full_queue_refuses() -> None:
     assert isinstance(refusal, Rejected)
     assert (refusal.rid, refusal.code) == ("c", "queue_full")
     assert scheduler.queued == 2
-    assert not scheduler.knows("c")
+    assert not knows(scheduler, "c")
 
 
 def test_a_restarted_scheduler_takes_back_all_that_ran_and_waited() -> None:
@@ -363,7 +397,7 @@ def test_a_chunk_of_a_dropped_row_makes_room_too() -> None:
     scheduler = make_scheduler()
     submit(scheduler, "a", "b", prompt_tokens=41)
     scheduler.schedule()
-    scheduler.release("a")
+    release(scheduler, "a")
     scheduler.schedule()
     for _ in range(PASSES_AHEAD):
         run_step(scheduler, prefilled=[("a", 0)])
@@ -393,7 +427,7 @@ def test_two_passes_that_are_reported_at_once_make_room_for_two() -> None:
     scheduler = make_scheduler()
     submit(scheduler, "a", "b", prompt_tokens=41)
     scheduler.schedule()
-    scheduler.release("a")
+    release(scheduler, "a")
     run_step(scheduler, prefilled=[("a", 8), ("a", 0)])
     assert prefills(scheduler.schedule()) == [("b", 8)] * 2
 
@@ -439,7 +473,7 @@ def test_chunks_shrink_while_others_decode() -> None:
     submit(scheduler, "a", prompt_tokens=3001)
     scheduler.schedule()
     for tokens, seconds in [(32, 0.042), (32, 0.042), (128, 0.138)]:
-        step = make_step(prefilled=[("a", tokens)])
+        step = make_step(prefilled=[(row_of(scheduler, "a"), tokens)])
         step.pass_s = seconds
         list(scheduler.on_step(step))
     ((_, idle),) = prefills(scheduler.schedule())[:1]
@@ -502,7 +536,7 @@ def test_tokens_carry_their_position_in_the_output() -> None:
     scheduler.schedule()
     run_step(scheduler, {"a": 7})
     tokens = run_step(scheduler, {"a": 8, "moved": 9})["d0"]
-    assert tokens == Tokens(["a", "moved"], [1, 2], [[8], [9]], {}, {})
+    assert tokens == tokens_of(["a", "moved"], [1, 2], [[8], [9]], {}, {})
 
 
 def test_every_detokenizer_gets_one_message_a_step() -> None:
@@ -512,8 +546,8 @@ def test_every_detokenizer_gets_one_message_a_step() -> None:
     scheduler.schedule()
     sent = run_step(scheduler, {"a": 7, "b": 8, "c": 9}, finish={"c": "length"})
     assert sent == {
-        "d0": Tokens(["a", "c"], [0, 0], [[7], [9]], {1: Finish("length")}, {}),
-        "d1": Tokens(["b"], [0], [[8]], {}, {}),
+        "d0": tokens_of(["a", "c"], [0, 0], [[7], [9]], {1: Finish("length")}, {}),
+        "d1": tokens_of(["b"], [0], [[8]], {}, {}),
     }
 
 
@@ -530,7 +564,7 @@ def test_tokens_of_a_released_sequence_go_nowhere() -> None:
     scheduler = make_scheduler()
     submit(scheduler, "a", prompt_tokens=1)
     scheduler.schedule()
-    scheduler.release("a")
+    release(scheduler, "a")
     assert run_step(scheduler, {"a": 7}) == {}
 
 
@@ -557,7 +591,7 @@ def test_only_so_many_finished_sequences_are_kept(monkeypatch: pytest.MonkeyPatc
     submit(scheduler, "a", "b", "c", prompt_tokens=1)
     scheduler.schedule()
     run_step(scheduler, dict.fromkeys("abc", 7), finish=dict.fromkeys("abc", "stop"))
-    assert [scheduler.knows(rid) for rid in "abc"] == [False, True, True]
+    assert [knows(scheduler, rid) for rid in "abc"] == [False, True, True]
 
 
 # --- release --------------------------------------------------------------------------------------
@@ -566,7 +600,7 @@ def test_only_so_many_finished_sequences_are_kept(monkeypatch: pytest.MonkeyPatc
 def test_releasing_a_waiting_sequence_tells_the_worker_nothing() -> None:
     scheduler = make_scheduler()
     submit(scheduler, "a")
-    scheduler.release("a")
+    release(scheduler, "a")
     assert scheduler.schedule() == []
     assert scheduler.queued == 0
 
@@ -575,9 +609,9 @@ def test_releasing_while_prefilling_drops_and_frees() -> None:
     scheduler = make_scheduler()
     submit(scheduler, "a", prompt_tokens=100)
     scheduler.schedule()
-    scheduler.release("a")
+    release(scheduler, "a")
     assert (scheduler.running, scheduler.kv_used_bytes) == (0, 0)
-    assert scheduler.schedule() == [Drop("a")]
+    assert dropped(scheduler.schedule()) == ["a"]
 
 
 def test_releasing_while_decoding_drops_and_frees() -> None:
@@ -585,9 +619,9 @@ def test_releasing_while_decoding_drops_and_frees() -> None:
     submit(scheduler, "a", prompt_tokens=1)
     scheduler.schedule()
     run_step(scheduler, {"a": 7})
-    scheduler.release("a")
+    release(scheduler, "a")
     assert (scheduler.running, scheduler.kv_used_bytes) == (0, 0)
-    assert scheduler.schedule() == [Drop("a")]
+    assert dropped(scheduler.schedule()) == ["a"]
     assert scheduler.schedule() == []
 
 
@@ -596,10 +630,10 @@ def test_releasing_a_finished_sequence_tells_the_worker_nothing() -> None:
     submit(scheduler, "a", prompt_tokens=1)
     scheduler.schedule()
     run_step(scheduler, {"a": 7}, finish={"a": "stop"})
-    assert scheduler.schedule() == [Drop("a")]
-    scheduler.release("a")
+    assert dropped(scheduler.schedule()) == ["a"]
+    release(scheduler, "a")
     assert scheduler.schedule() == []
-    assert not scheduler.knows("a")
+    assert not knows(scheduler, "a")
 
 
 def test_releasing_twice_or_something_unknown_does_nothing() -> None:
@@ -607,8 +641,8 @@ def test_releasing_twice_or_something_unknown_does_nothing() -> None:
     submit(scheduler, "a")
     scheduler.schedule()
     for rid in ("a", "a", "never there"):
-        scheduler.release(rid)
-    assert scheduler.schedule() == [Drop("a")]
+        release(scheduler, rid)
+    assert dropped(scheduler.schedule()) == ["a"]
     assert scheduler.kv_used_bytes == 0
 
 
@@ -616,8 +650,8 @@ def test_drops_come_before_admissions() -> None:
     scheduler = make_scheduler(max_running=1)
     submit(scheduler, "a", "b")
     scheduler.schedule()
-    scheduler.release("a")
-    assert scheduler.schedule()[0] == Drop("a")
+    release(scheduler, "a")
+    assert scheduler.schedule()[0] == Drop("a#1")
 
 
 def test_everything_is_released_when_the_router_is_gone() -> None:
@@ -628,6 +662,63 @@ def test_everything_is_released_when_the_router_is_gone() -> None:
     scheduler.release_all()
     assert (scheduler.running, scheduler.queued, scheduler.kv_used_bytes) == (0, 0, 0)
     assert dropped(scheduler.schedule()) == ["finished", "running"]
+
+
+# --- attempts -------------------------------------------------------------------------------------
+
+
+def test_an_equal_attempt_is_left_alone_and_a_newer_one_replaces_it() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "a", "a", prompt_tokens=1)
+    scheduler.schedule()
+    submit(scheduler, "a", prompt_tokens=1, attempt="second", output_ids=[50])
+    assert (scheduler.running, scheduler.queued) == (0, 1)
+    drop, admit, _ = scheduler.schedule()
+    assert drop == Drop("a#1")
+    assert (admit.rid, admit.token_ids) == ("a#2", [1, 50])
+
+
+def test_a_step_of_an_earlier_attempt_brings_no_token() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "a", prompt_tokens=1)
+    scheduler.schedule()
+    submit(scheduler, "a", prompt_tokens=1, attempt="second")
+    scheduler.schedule()
+    assert run_step(scheduler, {"a#1": 7}) == {}
+    assert run_step(scheduler, {"a": 8})["d0"] == Tokens(["a"], ["second"], [0], [[8]], {}, {})
+
+
+def test_a_row_is_named_once_also_after_everything_was_released() -> None:
+    """A step for the row from before the connection was lost is still under way."""
+    scheduler = make_scheduler()
+    submit(scheduler, "a", prompt_tokens=1)
+    scheduler.schedule()
+    scheduler.release_all()
+    submit(scheduler, "a", prompt_tokens=1, attempt="second")
+    scheduler.schedule()
+    assert run_step(scheduler, {"a#1": 7}, finish={"a#1": "stop"}) == {}
+    assert scheduler.running == 1
+
+
+def test_stale_messages_change_nothing() -> None:
+    scheduler = decoded(7)
+    scheduler.release(Release("a", "stale"))
+    assert scheduler.running == 1
+    refusal = scheduler.resend(Resend("a", "stale", "d1", 0))
+    assert isinstance(refusal, Rejected)
+    assert (refusal.attempt, refusal.code) == ("stale", "unknown")
+    assert set(run_step(scheduler, {"a": 8})) == {"d0"}
+
+
+def test_a_request_that_comes_with_all_its_tokens_only_gets_its_finish() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "a", max_tokens=2, output_ids=[50, 51])
+    assert scheduler.schedule() == []
+    assert (scheduler.running, scheduler.queued) == (0, 0)
+    assert scheduler.resend(again("a", "d0", 2)) == (
+        "d0",
+        tokens_of(["a"], [2], [[]], {0: Finish("length")}, {}),
+    )
 
 
 # --- resend ---------------------------------------------------------------------------------------
@@ -645,38 +736,38 @@ def decoded(*tokens: int, finish: FinishReason | None = None, **request: Any) ->
 
 
 def test_tokens_are_sent_again_from_a_position() -> None:
-    assert decoded(7, 8, 9).resend(Resend("a", "d0", 1)) == (
+    assert decoded(7, 8, 9).resend(again("a", "d0", 1)) == (
         "d0",
-        Tokens(["a"], [1], [[8, 9]], {}, {}),
+        tokens_of(["a"], [1], [[8, 9]], {}, {}),
     )
 
 
 def test_tokens_are_sent_again_after_the_finish() -> None:
-    assert decoded(7, 8, finish="length").resend(Resend("a", "d0", 0)) == (
+    assert decoded(7, 8, finish="length").resend(again("a", "d0", 0)) == (
         "d0",
-        Tokens(["a"], [0], [[7, 8]], {0: Finish("length")}, {}),
+        tokens_of(["a"], [0], [[7, 8]], {0: Finish("length")}, {}),
     )
 
 
 def test_a_finish_is_sent_again_without_tokens() -> None:
-    assert decoded(7, 8, finish="stop").resend(Resend("a", "d0", 2)) == (
+    assert decoded(7, 8, finish="stop").resend(again("a", "d0", 2)) == (
         "d0",
-        Tokens(["a"], [2], [[]], {0: Finish("stop")}, {}),
+        tokens_of(["a"], [2], [[]], {0: Finish("stop")}, {}),
     )
 
 
 def test_nothing_is_sent_again_if_nothing_is_missing() -> None:
-    assert decoded(7, 8).resend(Resend("a", "d0", 2)) is None
+    assert decoded(7, 8).resend(again("a", "d0", 2)) is None
 
 
 def test_a_resend_moves_the_sequence_to_another_detokenizer() -> None:
     scheduler = decoded(7)
-    scheduler.resend(Resend("a", "d1", 1))
-    assert run_step(scheduler, {"a": 8}) == {"d1": Tokens(["a"], [1], [[8]], {}, {})}
+    scheduler.resend(again("a", "d1", 1))
+    assert run_step(scheduler, {"a": 8}) == {"d1": tokens_of(["a"], [1], [[8]], {}, {})}
 
 
 def test_a_resend_of_something_unknown_is_refused() -> None:
-    refusal = make_scheduler().resend(Resend("a", "d0", 0))
+    refusal = make_scheduler().resend(again("a", "d0", 0))
     assert isinstance(refusal, Rejected)
     assert refusal.code == "unknown"
 
@@ -692,7 +783,7 @@ def test_log_probabilities_are_sent_again() -> None:
     submit(scheduler, "a", prompt_tokens=1)
     scheduler.schedule()
     with_logprobs(scheduler, 7, 8, 9)
-    _, tokens = scheduler.resend(Resend("a", "d0", 1))
+    _, tokens = scheduler.resend(again("a", "d0", 1))
     assert [entry.logprob for entry in tokens.logprobs[0]] == [-8, -9]
 
 
@@ -701,7 +792,7 @@ def test_log_probabilities_of_a_moved_sequence_are_sent_again() -> None:
     submit(scheduler, "a", prompt_tokens=1, output_ids=[50, 51])
     scheduler.schedule()
     with_logprobs(scheduler, 7, 8)
-    _, tokens = scheduler.resend(Resend("a", "d0", 2))
+    _, tokens = scheduler.resend(again("a", "d0", 2))
     assert [entry.logprob for entry in tokens.logprobs[0]] == [-7, -8]
 
 
@@ -710,13 +801,13 @@ def test_a_resend_from_before_a_move_does_not_kill_the_scheduler() -> None:
     submit(scheduler, "a", prompt_tokens=1, output_ids=[50, 51])
     scheduler.schedule()
     with_logprobs(scheduler, 7)
-    _, tokens = scheduler.resend(Resend("a", "d0", 0))
+    _, tokens = scheduler.resend(again("a", "d0", 0))
     assert tokens.ids == [[50, 51, 7]]
 
 
 def test_everything_is_sent_again_over_a_link_that_was_lost() -> None:
     scheduler = decoded(7)
-    assert scheduler.resends_for("d0") == [Resend("a", "d0", 0)]
+    assert scheduler.resends_for("d0") == [again("a", "d0", 0)]
     assert scheduler.resends_for("d1") == []
 
 
@@ -813,31 +904,31 @@ def test_one_that_needs_memory_and_came_last_makes_room_itself() -> None:
 def test_a_preempted_sequence_goes_on_first_and_with_its_output() -> None:
     scheduler = preempted()
     submit(scheduler, "new", prompt_tokens=1)
-    scheduler.release("old")
+    release(scheduler, "old")
     (drop, young, new, prefill) = scheduler.schedule()
-    assert drop == Drop("old")
+    assert drop == Drop("old#1")
     assert isinstance(young, Admit)
     assert isinstance(new, Admit)
-    assert (young.token_ids, young.n_output, new.rid) == ([1, 8, 9], 2, "new")
+    assert (young.token_ids, young.n_output, new.rid) == ([1, 8, 9], 2, "new#4")
     assert prefill == Prefill([young.rid], [2])
     tokens = run_step(scheduler, {young.rid: 5}, prefilled=[(young.rid, 2)])["d0"]
-    assert tokens == Tokens(["young"], [2], [[5]], {}, {})
+    assert tokens == tokens_of(["young"], [2], [[5]], {}, {})
 
 
 def test_what_a_row_did_after_its_preemption_does_not_count() -> None:
     scheduler = preempted()
-    scheduler.release("old")
-    (row,) = admitted(scheduler.schedule())
-    assert run_step(scheduler, {"young": 6}, prefilled=[("young", 2)]) == {}
-    scheduler.on_admitted("young")
-    assert run_step(scheduler, {row: 5})["d0"] == Tokens(["young"], [2], [[5]], {}, {})
+    release(scheduler, "old")
+    assert admitted(scheduler.schedule()) == ["young"]
+    assert run_step(scheduler, {"young#2": 6}, prefilled=[("young#2", 2)]) == {}
+    scheduler.on_admitted("young#2")
+    assert run_step(scheduler, {"young": 5})["d0"] == tokens_of(["young"], [2], [[5]], {}, {})
 
 
 def test_a_preemption_is_not_blamed_on_the_sequence() -> None:
     scheduler = make_scheduler(model=budget(150), max_attempts=1)
     submit(scheduler, "old", "young", prompt_tokens=1, max_tokens=120)
     scheduler.schedule()
-    scheduler.on_admitted("young")
+    scheduler.on_admitted(row_of(scheduler, "young"))
     decode(scheduler, "old", TOKENS_AHEAD // 2 + 1)
     assert scheduler.preemptions == 1
     assert scheduler.worker_ready(MODEL) == []
@@ -845,9 +936,9 @@ def test_a_preemption_is_not_blamed_on_the_sequence() -> None:
 
 def test_a_preempted_sequence_can_be_released() -> None:
     scheduler = preempted()
-    scheduler.release("young")
+    release(scheduler, "young")
     assert scheduler.schedule() == []
-    assert (scheduler.queued, scheduler.knows("young")) == (0, False)
+    assert (scheduler.queued, knows(scheduler, "young")) == (0, False)
 
 
 # --- prefixes -------------------------------------------------------------------------------------
@@ -862,7 +953,7 @@ def stores(commands: Iterable[SchedulerToWorker]) -> list[Store]:
 
 def admissions(commands: Iterable[SchedulerToWorker]) -> list[tuple[str, int]]:
     """Who was admitted with how many cached tokens, in order."""
-    return [(c.rid, c.cached_tokens) for c in commands if isinstance(c, Admit)]
+    return [(without_number(c.rid), c.cached_tokens) for c in commands if isinstance(c, Admit)]
 
 
 def caching(**options: Any) -> Scheduler:
@@ -907,7 +998,7 @@ def test_a_prefix_that_two_requests_share_is_computed_once() -> None:
         sent += commands
     assert sum(tokens for _, tokens in prefills(sent)) == 110
     assert admissions(sent) == [("a", 0), ("b", 110)]
-    assert {store.rid for store in stores(sent)} == {"a"}
+    assert {store.rid for store in stores(sent)} == {"a#1"}
     assert sum(len(store.blocks) for store in stores(sent)) == 4
 
 
@@ -933,8 +1024,8 @@ def test_what_a_request_has_computed_is_stored_before_it_is_dropped() -> None:
     scheduler = caching()
     store, drop = answer(scheduler, "a", prompt_tokens=71)
     assert isinstance(store, Store)
-    assert (store.rid, store.start, len(store.blocks)) == ("a", 0, 3)
-    assert drop == Drop("a")
+    assert (store.rid, store.start, len(store.blocks)) == ("a#1", 0, 3)
+    assert drop == Drop("a#1")
 
 
 def test_a_second_turn_reuses_prompt_and_answer() -> None:
@@ -976,7 +1067,7 @@ def test_when_the_owner_is_released_the_waiting_request_goes_on() -> None:
     scheduler = caching()
     submit(scheduler, "a", "b", prompt_tokens=101)
     scheduler.schedule()
-    scheduler.release("a")
+    release(scheduler, "a")
     assert admissions(scheduler.schedule()) == [("b", 0)]
     run_step(scheduler, prefilled=[("a", 0)])
     assert prefills(scheduler.schedule()) == [("b", 32)]
@@ -987,7 +1078,7 @@ def test_what_the_owner_had_computed_when_it_was_released_is_reused() -> None:
     submit(scheduler, "a", "b", prompt_tokens=101)
     scheduler.schedule()
     run_step(scheduler, prefilled=[("a", 32)])
-    scheduler.release("a")
+    release(scheduler, "a")
     assert admissions(scheduler.schedule()) == [("b", 32)]
 
 
@@ -995,7 +1086,7 @@ def test_when_the_owner_is_released_one_of_two_waiting_requests_takes_over() -> 
     scheduler = caching()
     submit(scheduler, "a", "b", "c", prompt_tokens=101)
     scheduler.schedule()
-    scheduler.release("a")
+    release(scheduler, "a")
     assert admitted(scheduler.schedule()) == ["b"]
 
 
@@ -1003,7 +1094,7 @@ def test_a_waiting_request_can_be_released() -> None:
     scheduler = caching()
     submit(scheduler, "a", "b", prompt_tokens=101)
     scheduler.schedule()
-    scheduler.release("b")
+    release(scheduler, "b")
     assert (scheduler.running, scheduler.queued) == (1, 0)
 
 
@@ -1019,9 +1110,9 @@ def test_a_preempted_sequence_resumes_from_the_cold_store() -> None:
     commands = decode(scheduler, "old", TOKENS_AHEAD // 2 + 1)
     assert dropped(commands) == ["young"]
     assert [(store.rid, store.start, len(store.blocks)) for store in stores(commands)] == [
-        ("young", 0, 2)
+        ("young#2", 0, 2)
     ]
-    scheduler.release("old")
+    release(scheduler, "old")
     commands = scheduler.schedule()
     ((row, cached),) = admissions(commands)
     assert cached == 41
@@ -1044,13 +1135,13 @@ def test_who_waited_for_a_prefix_when_the_worker_died_starts_again() -> None:
     submit(scheduler, "a", "b", prompt_tokens=101)
     scheduler.schedule()
     scheduler.worker_ready(COLD)
-    scheduler.release("a")
+    release(scheduler, "a")
     assert admissions(scheduler.schedule()) == [("b", 0)]
 
 
 def test_without_a_cold_store_nothing_is_reused_or_stored() -> None:
     scheduler = caching(model=MODEL)
-    assert answer(scheduler, "a", prompt_tokens=71) == [Drop("a")]
+    assert answer(scheduler, "a", prompt_tokens=71) == [Drop("a#1")]
     submit(scheduler, "b", "c", prompt_tokens=71)
     commands = scheduler.schedule()
     assert admissions(commands) == [("b", 0), ("c", 0)]
@@ -1076,7 +1167,7 @@ def test_a_sequence_continues_as_prompt_and_tokens_so_far() -> None:
     admit, prefill = scheduler.schedule()
     assert isinstance(admit, Admit)
     assert (admit.token_ids, admit.n_output) == ([1, 7, 8], 2)
-    assert prefill == Prefill(["a"], [2])
+    assert prefill == Prefill(["a#2"], [2])
 
 
 def test_positions_go_on_after_a_restart() -> None:
@@ -1099,7 +1190,7 @@ def test_a_new_worker_is_not_told_of_old_drops() -> None:
     scheduler = make_scheduler()
     submit(scheduler, "a")
     scheduler.schedule()
-    scheduler.release("a")
+    release(scheduler, "a")
     scheduler.worker_ready(MODEL)
     assert scheduler.schedule() == []
 
@@ -1108,14 +1199,14 @@ def test_a_finished_sequence_does_not_run_again() -> None:
     scheduler = decoded(7, finish="stop")
     scheduler.worker_ready(MODEL)
     assert scheduler.schedule() == []
-    assert scheduler.resend(Resend("a", "d0", 0)) is not None
+    assert scheduler.resend(again("a", "d0", 0)) is not None
 
 
 def die(scheduler: Scheduler, *blamed: str) -> list[Rejected]:
     """The worker takes some sequences, dies, and is replaced."""
     scheduler.schedule()
     for rid in blamed:
-        scheduler.on_admitted(rid)
+        scheduler.on_admitted(row_of(scheduler, rid))
     return scheduler.worker_ready(MODEL)
 
 
@@ -1126,7 +1217,7 @@ def test_a_sequence_is_given_up_after_max_attempts() -> None:
     (rejected,) = die(scheduler, "a")
     assert (rejected.rid, rejected.code) == ("a", "failed")
     assert "2 times" in rejected.message
-    assert not scheduler.knows("a")
+    assert not knows(scheduler, "a")
     assert scheduler.schedule() == []
 
 
@@ -1154,7 +1245,7 @@ def test_the_last_attempt_is_made_alone() -> None:
     assert admitted(scheduler.schedule()) == ["a"]
     run_step(scheduler, {"a": 7}, finish={"a": "stop"})
     assert admitted(scheduler.schedule()) == ["b"]
-    scheduler.release("b")
+    release(scheduler, "b")
     assert admitted(scheduler.schedule()) == ["c"]
 
 
@@ -1175,7 +1266,7 @@ def test_a_sequence_that_kills_its_worker_takes_no_others_along() -> None:
     while len(done) + len(given_up) < 3:
         rids = admitted(scheduler.schedule())
         for rid in rids:
-            scheduler.on_admitted(rid)
+            scheduler.on_admitted(row_of(scheduler, rid))
         if "guilty" in rids:
             given_up += [rejected.rid for rejected in scheduler.worker_ready(MODEL)]
         else:
@@ -1269,7 +1360,7 @@ def test_a_request_that_comes_between_two_workers_is_not_blamed() -> None:
             await until(lambda: any(map(busy, router.of(NodeStatus))), "the request")
             second = worker_process(context, base + "worker", "second")
             await until(lambda: second.of(Admit) or router.of(Rejected), "an answer")
-            assert [message.rid for message in second.of(Admit)] == ["a"]
+            assert admitted(second.received) == ["a"]
         finally:
             starting.cancel()
             await service.shutdown()
@@ -1565,8 +1656,8 @@ class Fleet(RuleBasedStateMachine):
         del self.clients[rid]
         if rid in self.queue:
             self.queue.remove(rid)
-        self.scheduler.release(rid)
-        assert not self.scheduler.knows(rid)
+        release(self.scheduler, rid)
+        assert not knows(self.scheduler, rid)
 
     @rule()
     def schedule(self) -> None:
@@ -1649,7 +1740,7 @@ class Fleet(RuleBasedStateMachine):
         rid = data.draw(st.sampled_from(sorted(self.clients)))
         client = self.clients[rid]
         start = data.draw(st.integers(0, len(client.tokens)))
-        match self.scheduler.resend(Resend(rid, client.request.detokenizer, start)):
+        match self.scheduler.resend(again(rid, client.request.detokenizer, start)):
             case None:
                 assert start == len(client.tokens)
                 assert not client.ends
@@ -1744,7 +1835,7 @@ class Fleet(RuleBasedStateMachine):
         assert [rid for rid, client in self.clients.items() if client.ends != 1] == []
         assert self.worker.rows == {}
         for rid in self.clients:
-            self.scheduler.release(rid)
+            release(self.scheduler, rid)
         assert self.scheduler.schedule() == []
         scheduler = self.scheduler
         assert (scheduler.running, scheduler.queued, scheduler.kv_used_bytes) == (0, 0, 0)

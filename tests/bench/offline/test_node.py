@@ -45,7 +45,7 @@ def start(prompts: int, concurrency: int) -> tuple[PartRun, Sent]:
 def tokens(rids: list[str], *, last: bool = False) -> Tokens:
     """One more token for each."""
     finish = {i: Finish("length") for i in range(len(rids))} if last else {}
-    return Tokens(rids, [0] * len(rids), [[7]] * len(rids), finish, {})
+    return Tokens(rids, ["only"] * len(rids), [0] * len(rids), [[7]] * len(rids), finish, {})
 
 
 def test_as_many_run_as_there_are_streams() -> None:

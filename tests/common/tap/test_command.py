@@ -80,7 +80,7 @@ def test_a_type_that_there_is_not() -> None:
 
 def dump(path: Path, process: str, *times: float) -> Path:
     told = Process(process=process, pid=1, reason="asked", time=0.0, recorded=9)
-    frame = msgspec.msgpack.encode(Release(process))
+    frame = msgspec.msgpack.encode(Release(process, "1"))
     records: list[Record] = [
         (i, at, "sent", "nodes", b"", frame) for i, at in enumerate(times, start=1)
     ]

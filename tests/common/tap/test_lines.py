@@ -39,9 +39,9 @@ def words(frame: Frame, *, show_prompts: bool = False) -> list[str]:
 
 
 def test_a_line_says_who_sent_what_to_whom_about_what() -> None:
-    size = len(frame_of(Release("r-0")).frame)
-    line = ["router", "->", "nodes/scheduler-0", "release", "r-0", str(size), "B"]
-    assert words(frame_of(Release("r-0"))) == line
+    size = len(frame_of(Release("r-0", "1")).frame)
+    line = ["router", "->", "nodes/scheduler-0", "release", "r-0", str(size), "B", 'attempt="1"']
+    assert words(frame_of(Release("r-0", "1"))) == line
 
 
 @pytest.mark.parametrize(
@@ -49,20 +49,20 @@ def test_a_line_says_who_sent_what_to_whom_about_what() -> None:
     [("sent", "->"), ("received", "<-"), ("unsent", "-x"), ("malformed", "<x")],
 )
 def test_arrows(direction: Direction, arrow: str) -> None:
-    assert words(frame_of(Release("r"), direction=direction))[1] == arrow
+    assert words(frame_of(Release("r", "1"), direction=direction))[1] == arrow
 
 
 def test_a_peer_without_a_name_is_left_out() -> None:
-    assert words(frame_of(Release("r"), peer="abcdef", link="worker-0"))[2] == "worker-0"
+    assert words(frame_of(Release("r", "1"), peer="abcdef", link="worker-0"))[2] == "worker-0"
 
 
 def test_what_is_empty_is_left_out() -> None:
-    line = words(frame_of(Tokens(["r"], [7], [[1, 2]], {}, {})))
-    assert line[7:] == ["starts=[7]", "ids=<2>"]
+    line = words(frame_of(Tokens(["r"], ["1"], [7], [[1, 2]], {}, {})))
+    assert line[7:] == ['attempts=["1"]', "starts=[7]", "ids=<2>"]
 
 
 def test_text_is_shown_if_wanted() -> None:
-    text = frame_of(Text(["r"], [0], [[5]], [0], ["süß\x1b[2J"], {}, {}))
+    text = frame_of(Text(["r"], ["1"], [0], [[5]], [0], ["süß\x1b[2J"], {}, {}))
     assert "texts=<7>" in words(text)
     shown = as_text(look(text), show_prompts=True)
     assert 'texts=["süß\\u001b[2J"]' in shown
@@ -71,11 +71,11 @@ def test_text_is_shown_if_wanted() -> None:
 
 @pytest.mark.parametrize("change", [{"peer": "\x1b[2J:x"}, {"link": "a\nb"}], ids=str)
 def test_a_terminal_is_told_nothing_by_names(change: dict[str, str]) -> None:
-    assert as_text(look(frame_of(Release("r"), **change)), show_prompts=False).isprintable()
+    assert as_text(look(frame_of(Release("r", "1"), **change)), show_prompts=False).isprintable()
 
 
 def test_a_line_of_json() -> None:
-    frame = frame_of(Release("r-0"), direction="received")
+    frame = frame_of(Release("r-0", "1"), direction="received")
     assert json.loads(as_json(look(frame), show_prompts=False)) == {
         "time": 1.25,
         "process": "router",
@@ -86,7 +86,7 @@ def test_a_line_of_json() -> None:
         "bytes": len(frame.frame),
         "type": "release",
         "rids": ["r-0"],
-        "message": {"type": "release", "rid": "r-0"},
+        "message": {"type": "release", "rid": "r-0", "attempt": "1"},
     }
 
 

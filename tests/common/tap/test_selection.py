@@ -54,21 +54,26 @@ LOGPROBS = [TokenLogprobs(-0.5, [], [])]
 def test_tokens_of_others_are_left_out() -> None:
     tokens = Tokens(
         ["a-0", "b-0", "a-1"],
+        ["1", "2", "3"],
         [4, 5, 6],
         [[1], [2], [3]],
         {1: Finish("stop"), 2: Finish("length", 7)},
         {0: LOGPROBS, 1: LOGPROBS},
     )
     assert cut(tokens, "a") == Tokens(
-        ["a-0", "a-1"], [4, 6], [[1], [3]], {1: Finish("length", 7)}, {0: LOGPROBS}
+        ["a-0", "a-1"], ["1", "3"], [4, 6], [[1], [3]], {1: Finish("length", 7)}, {0: LOGPROBS}
     )
-    assert cut(tokens, "b-0") == Tokens(["b-0"], [5], [[2]], {0: Finish("stop")}, {0: LOGPROBS})
+    assert cut(tokens, "b-0") == Tokens(
+        ["b-0"], ["2"], [5], [[2]], {0: Finish("stop")}, {0: LOGPROBS}
+    )
     assert cut(tokens, "c") is None
 
 
 def test_text_of_others_is_left_out() -> None:
-    text = Text(["a", "b"], [0, 1], [[1], [2]], [2, 3], ["A", "B"], {1: Finish("stop")}, {})
-    assert cut(text, "b") == Text(["b"], [1], [[2]], [3], ["B"], {0: Finish("stop")}, {})
+    text = Text(
+        ["a", "b"], ["1", "2"], [0, 1], [[1], [2]], [2, 3], ["A", "B"], {1: Finish("stop")}, {}
+    )
+    assert cut(text, "b") == Text(["b"], ["2"], [1], [[2]], [3], ["B"], {0: Finish("stop")}, {})
 
 
 def test_steps_and_passes_of_others_are_left_out() -> None:

@@ -110,6 +110,7 @@ def seen(message: Struct) -> tuple[str, str]:
 PRIVATE = [
     Generate(
         rid="r",
+        attempt="1",
         detokenizer="d",
         prompt_ids=[SECRET_ID],
         output_ids=[SECRET_ID],
@@ -118,6 +119,7 @@ PRIVATE = [
     TokenizeChat("r", [{"role": "user", "content": SECRET}], 5),
     Text(
         ["r"],
+        ["1"],
         [0],
         [[SECRET_ID]],
         [0],
