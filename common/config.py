@@ -284,7 +284,7 @@ class ServedModel:
     name: str = ""
     source: str = ""
     tokenizer_hash: str = ""
-    sampling: SamplingDefaults = SamplingDefaults()
+    sampling: SamplingDefaults = SamplingDefaults()  # noqa: RUF009 - frozen
 
 
 @dataclass(frozen=True, kw_only=True)

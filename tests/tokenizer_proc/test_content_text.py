@@ -254,7 +254,7 @@ def test_cut_texts_have_no_names_and_make_none_at_their_ends(
     for name in names:
         for found in re.finditer(f"(?={re.escape(name)})", whole):
             start, stop = found.start() - len(before), found.start() + len(name) - len(before)
-            inside, reaches_in = 0 <= start and stop <= len(text), start < len(text) and stop > 0
+            inside, reaches_in = start >= 0 and stop <= len(text), start < len(text) and stop > 0
             covers = start < 0 and stop > len(text)
             if inside and len(name) == 1:
                 assert stop in cuts
