@@ -24,7 +24,7 @@ def fleet(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     stated = json.loads((folder / FILE).read_text())
     stated |= {"do_sample": False, "repetition_penalty": 1.3, "top_k": "many"}
     (folder / FILE).write_text(json.dumps(stated))
-    with Fleet("--model", str(folder), "--memory-gb", "1") as fleet:
+    with Fleet("--model", str(folder), "--memory-gb", "2") as fleet:
         yield fleet
 
 
