@@ -19,11 +19,13 @@ from mlxfleet.common.curve import CurveClient, CurveServer
 from mlxfleet.common.errors import ConfigError
 from mlxfleet.common.kv_sizes import LEAST_CAPACITY
 from mlxfleet.common.messages import NodeInfo
+from mlxfleet.common.sampling_defaults import SamplingDefaults
 
 Flat = Parameter(name="*")
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(ge=0, le=1e6)]
+SpecialTokensInContent = Literal["text", "control"]
 Routing = Literal["ttft", "round_robin", "least_loaded", "power_of_two", "session"]
 
 
@@ -65,6 +67,10 @@ class RouterOptions:
 
     default_max_tokens: Positive = 4096
     """Longest chat answer when the request does not say; never beyond the context length."""
+
+    generation_config: Literal["auto", "off"] = "auto"
+    """Where temperature, top_p, top_k, min_p and penalties come from when a request does not say:
+    the model's generation_config.json if it has one (auto), or the API's defaults (off)."""
 
     drain_timeout_s: Seconds = 30.0
     """How long running requests may go on after SIGTERM."""
@@ -210,13 +216,17 @@ class MachineOptions:
 @Flat
 @dataclass(frozen=True, kw_only=True)
 class FrontOptions:
-    """How many processes stand around the router, for each model."""
+    """The processes around the router, for each model."""
 
     tokenizers: Positive = 1
     """Tokenizer processes."""
 
     detokenizers: Positive = 1
     """Detokenizer processes."""
+
+    special_tokens_in_content: SpecialTokensInContent = "text"
+    """What a special token's text in a chat message that is not the assistant's stands for: itself
+    (text), or the special token (control), for templates that need such tokens from clients."""
 
 
 @Flat
@@ -268,11 +278,13 @@ class Keys:
 
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
-    """A model of a router: its name in the API, and what a node has to have to serve it."""
+    """A model of a router: its name in the API, what a node has to have to serve it, and the
+    sampling parameters of requests that do not give them."""
 
     name: str = ""
     source: str = ""
     tokenizer_hash: str = ""
+    sampling: SamplingDefaults = SamplingDefaults()  # noqa: RUF009 - frozen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,6 +311,7 @@ class TokenizerProcess:
     router_address: str
     trust_remote_code: bool
     model: str = ""
+    special_tokens_in_content: SpecialTokensInContent = "text"
     observe: ObserveOptions = ObserveOptions()
 
 

@@ -36,6 +36,7 @@ from mlxfleet.common.errors import ConfigError
 from mlxfleet.common.messages import NodeInfo
 from mlxfleet.common.metrics_address import metrics_host, metrics_port
 from mlxfleet.common.preflight import SECRETS_ENV
+from mlxfleet.common.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from mlxfleet.common.sim_specs import check_sim, sim_orders
 from mlxfleet.common.supervisor import ProcessSpec
 from mlxfleet.common.telemetry.source import OFF, check_source, telemetry_address
@@ -161,6 +162,7 @@ def make_specs(
         name=options.router.served_model_name or model_name,
         source=info.model,
         tokenizer_hash=info.tokenizer_hash,
+        sampling=sampling_defaults(options.router, model_dir),
     )
     front = FrontEnd(
         models=[(served, model_dir)],
@@ -205,6 +207,13 @@ def make_specs(
     return specs
 
 
+def sampling_defaults(options: RouterOptions, model_dir: Path) -> SamplingDefaults:
+    """What requests for a model are sampled with where they do not say."""
+    if options.generation_config == "off":
+        return SamplingDefaults()
+    return read_sampling_defaults(model_dir)
+
+
 def front_specs(front: FrontEnd, runtime: Path) -> list[ProcessSpec]:
     """The router, tokenizers and detokenizers. Writes their orders into the private folder."""
     router = RouterProcess(
@@ -227,6 +236,7 @@ def front_specs(front: FrontEnd, runtime: Path) -> list[ProcessSpec]:
                 router_address=router.tokenizer_address,
                 trust_remote_code=front.trust_remote_code,
                 model=served.name,
+                special_tokens_in_content=front.options.special_tokens_in_content,
                 observe=front.observe,
             )
             specs.append(process_spec(runtime, "mlxfleet.tokenizer_proc", tokenizer))

@@ -47,7 +47,8 @@ async def announce(router: RouterOptions) -> None:
     say(
         f"ready {url}",
         f"try: curl {url}/v1/chat/completions -H 'Content-Type: application/json'"
-        ' -d \'{"messages": [{"role": "user", "content": "What is the capital of France?"}]}\'',
+        ' -d \'{"messages": [{"role": "user", "content": "What is the capital of France?"}],'
+        ' "temperature": 0}\'',
     )
 
 

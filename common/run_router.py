@@ -20,7 +20,7 @@ from mlxfleet.common.config import (
     ServedModel,
 )
 from mlxfleet.common.errors import ConfigError
-from mlxfleet.common.fleet_specs import FrontEnd, front_specs, tcp_links
+from mlxfleet.common.fleet_specs import FrontEnd, front_specs, sampling_defaults, tcp_links
 from mlxfleet.common.launch import url_of
 from mlxfleet.common.links import advertised_host, bind_host, free_ports, router_security
 from mlxfleet.common.model_files import resolve_model
@@ -63,7 +63,7 @@ def run_router(command: RouterCommand) -> None:
     security = router_security(command.link, command.security)
     router = dataclasses.replace(command.router, port=free_port(command.router))
     host = bind_host(command.link.node_host)
-    models = served_models(command.models, command.router.served_model_name)
+    models = served_models(command.models, command.router)
     ports = free_ports(host, command.link.node_port, 1 + len(models) * command.front.detokenizers)
     advertised = advertised_host(command.link)
     front = FrontEnd(
@@ -84,15 +84,20 @@ def run_router(command: RouterCommand) -> None:
         asyncio.run(supervise(front_specs(front, runtime), announce))
 
 
-def served_models(models: Sequence[str], served_name: str | None) -> list[tuple[ServedModel, Path]]:
+def served_models(models: Sequence[str], options: RouterOptions) -> list[tuple[ServedModel, Path]]:
     """What is told of each model, and its folder. ConfigError if two have the same name."""
     found: dict[str, tuple[ServedModel, Path]] = {}
     wanted: Sequence[str | None] = models or [None]
     for model in wanted:
         folder, source = resolve_model(model, weights=False)
-        name = served_name or source
+        name = options.served_model_name or source
         if name in found:
             raise ConfigError(f"--model: there are two models of the name {name}")
-        served = ServedModel(name=name, source=source, tokenizer_hash=tokenizer_hash(folder))
+        served = ServedModel(
+            name=name,
+            source=source,
+            tokenizer_hash=tokenizer_hash(folder),
+            sampling=sampling_defaults(options, folder),
+        )
         found[name] = served, folder
     return list(found.values())

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from mlxfleet.common.config import ServedModel
 from mlxfleet.common.errors import InvalidRequestError, ModelNotFoundError
 from mlxfleet.common.messages import NodeInfo
+from mlxfleet.common.sampling_defaults import SamplingDefaults
 
 SHOWN_HASH = 16
 
@@ -43,6 +44,10 @@ class Catalog:
                 code="model_not_found",
             )
         return name
+
+    def sampling_defaults(self, name: str) -> SamplingDefaults:
+        """What requests for a model are sampled with where they do not say."""
+        return self._models[name].sampling
 
     def model_of(self, info: NodeInfo) -> str | None:
         """The name in the API of a node's model; None if it is not served here."""

@@ -172,7 +172,11 @@ class Front:
         max_tokens = stated or min(self._default_max_tokens, room)
         check_length(prompts, max_tokens, model, "messages")
         sampling = make_sampling(
-            request, max_tokens=max_tokens, logprobs=logprobs, vocab_size=model.vocab_size
+            request,
+            max_tokens=max_tokens,
+            logprobs=logprobs,
+            vocab_size=model.vocab_size,
+            defaults=self.catalog.sampling_defaults(name),
         )
         return Generation(self._dispatcher, tokenized, sampling, request, name)
 
@@ -183,7 +187,11 @@ class Front:
         prompt = split_prompt(request.prompt, model.vocab_size)
         max_tokens = request.max_tokens or COMPLETION_DEFAULT_MAX_TOKENS
         sampling = make_sampling(
-            request, max_tokens=max_tokens, logprobs=request.logprobs, vocab_size=model.vocab_size
+            request,
+            max_tokens=max_tokens,
+            logprobs=request.logprobs,
+            vocab_size=model.vocab_size,
+            defaults=self.catalog.sampling_defaults(name),
         )
         texts = [item for item in prompt if isinstance(item, str)]
         prompts = [item for item in prompt if isinstance(item, list)]

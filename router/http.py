@@ -279,6 +279,7 @@ class Api:
             "object": "model",
             "created": self._created,
             "owned_by": "mlxfleet",
+            "default_sampling": self._front.catalog.sampling_defaults(name),
         }
 
 

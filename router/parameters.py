@@ -11,6 +11,14 @@ from msgspec import Meta, Struct
 
 from mlxfleet.common.errors import InvalidRequestError
 from mlxfleet.common.messages import Sampling
+from mlxfleet.common.sampling_defaults import (
+    Penalty,
+    RepetitionPenalty,
+    SamplingDefaults,
+    Share,
+    Temperature,
+    TopK,
+)
 from mlxfleet.router.admission import Priority
 
 MAX_CHOICES = 64
@@ -21,8 +29,6 @@ SEED_BITS = 63
 TOKEN_ID = re.compile("0|[1-9][0-9]{0,9}")
 
 Count = Annotated[int, Meta(ge=1)]
-Penalty = Annotated[float, Meta(ge=-2, le=2)]
-Share = Annotated[float, Meta(ge=0, le=1)]
 Stop = Annotated[str, Meta(min_length=1)]
 
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -85,22 +91,22 @@ class Message(Struct, forbid_unknown_fields=True):
 
 
 class Parameters(Struct, forbid_unknown_fields=True, kw_only=True):
-    """What both endpoints take. None means the default."""
+    """What both endpoints take. None means the model's default."""
 
     model: str | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     max_tokens: Count | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    temperature: Temperature | None = None
     top_p: Share | None = None
-    top_k: Annotated[int, Meta(ge=-1)] | None = None
+    top_k: TopK | None = None
     min_p: Share | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: Stop | Annotated[list[Stop], Meta(max_length=MAX_STOPS)] | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    repetition_penalty: RepetitionPenalty | None = None
     logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
     ignore_eos: bool | None = False
     user: str | None = None
@@ -217,20 +223,26 @@ def chat_logprobs(request: ChatRequest) -> int | None:
 
 
 def make_sampling(
-    request: Parameters, *, max_tokens: int, logprobs: int | None, vocab_size: int
+    request: Parameters,
+    *,
+    max_tokens: int,
+    logprobs: int | None,
+    vocab_size: int,
+    defaults: SamplingDefaults,
 ) -> Sampling:
-    """The request's parameters with their defaults; a random seed if it gives none."""
+    """The request's parameters, the model's `defaults` where it has none; a random seed if it gives
+    none."""
     seed = request.seed if request.seed is not None else secrets.randbits(SEED_BITS)
     return Sampling(
         seed=seed,
         max_tokens=max_tokens,
-        temperature=default(request.temperature, 1.0),
-        top_p=default(request.top_p, 1.0),
-        top_k=min(max(default(request.top_k, 0), 0), vocab_size),
-        min_p=default(request.min_p, 0.0),
-        presence_penalty=default(request.presence_penalty, 0.0),
-        frequency_penalty=default(request.frequency_penalty, 0.0),
-        repetition_penalty=default(request.repetition_penalty, 1.0),
+        temperature=default(request.temperature, defaults.temperature),
+        top_p=default(request.top_p, defaults.top_p),
+        top_k=min(max(default(request.top_k, defaults.top_k), 0), vocab_size),
+        min_p=default(request.min_p, defaults.min_p),
+        presence_penalty=default(request.presence_penalty, defaults.presence_penalty),
+        frequency_penalty=default(request.frequency_penalty, defaults.frequency_penalty),
+        repetition_penalty=default(request.repetition_penalty, defaults.repetition_penalty),
         logit_bias=parse_logit_bias(request.logit_bias or {}, vocab_size),
         logprobs=logprobs,
         ignore_eos=bool(request.ignore_eos),

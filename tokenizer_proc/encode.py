@@ -2,49 +2,60 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 from jinja2.exceptions import TemplateError
 
 from mlxfleet.common.block_hashes import block_hashes
+from mlxfleet.common.config import SpecialTokensInContent
 from mlxfleet.common.messages import TokenizeChat, Tokenized, TokenizeFailed, TokenizeText
+from mlxfleet.tokenizer_proc.content_text import ContentText
+from mlxfleet.tokenizer_proc.errors import PromptError
 
 PROBE_CHARS_PER_TOKEN = 8
 PROBE_GROWTH = 8
 PROBE_SLACK_TOKENS = 64
 
 
-class PromptError(Exception):
-    """The prompt cannot be encoded: a text for the client, and the API's word if there is one."""
-
-    def __init__(self, message: str, code: str | None = None) -> None:
-        super().__init__(message)
-        self.code = code
-
-
 class Encoder:
-    """A model's tokenizer and chat template."""
+    """A model's tokenizer and chat template. With `special_tokens_in_content` "text", no message
+    but the assistant's can have special tokens."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(
+        self, tokenizer: Any, special_tokens_in_content: SpecialTokensInContent = "text"
+    ) -> None:
         self._tokenizer = tokenizer
+        self._content_is_text = special_tokens_in_content == "text"
 
     def encode(self, message: TokenizeText | TokenizeChat) -> Tokenized | TokenizeFailed:
         """The prompts' token ids and the hashes of their blocks, or why there are none."""
         param = "messages" if isinstance(message, TokenizeChat) else "prompt"
         try:
             if isinstance(message, TokenizeChat):
-                # The template writes the special tokens itself.
-                texts, special = [self._render(message.messages)], False
+                ids = [self._encode_chat(message.messages, message.max_tokens)]
             else:
-                texts, special = message.texts, True
-            ids = [self._encode(text, message.max_tokens, special) for text in texts]
+                ids = [self._encode(text, message.max_tokens, True) for text in message.texts]
         except PromptError as error:
             return TokenizeFailed(message.rid, str(error), param, error.code)
         return Tokenized(message.rid, ids, [block_hashes(prompt) for prompt in ids])
 
-    def _render(self, messages: list[dict[str, str]]) -> str:
+    def _encode_chat(self, messages: list[dict[str, str]], max_tokens: int) -> list[int]:
+        """Token ids of a conversation. The template writes the special tokens itself."""
         if self._tokenizer.chat_template is None:
             raise PromptError("the model has no chat template; use /v1/completions")
+        marked = self._content.mark(messages) if self._content_is_text else None
+        if marked is None:
+            return self._encode(self._render(messages), max_tokens, False)
+        rendered = self._render(marked.messages)
+        self._refuse_too_long(rendered, max_tokens, False)
+        return self._content.encode(rendered, marked)
+
+    @cached_property
+    def _content(self) -> ContentText:
+        return ContentText(self._tokenizer)
+
+    def _render(self, messages: list[dict[str, str]]) -> str:
         try:
             return str(
                 self._tokenizer.apply_chat_template(
@@ -57,8 +68,14 @@ class Encoder:
             ) from error
 
     def _encode(self, text: str, max_tokens: int, special: bool) -> list[int]:
-        """Token ids; a text whose beginning is too long already is not encoded to its end,
-        which takes seconds for some megabytes."""
+        """Token ids of a text, PromptError if they are too many."""
+        self._refuse_too_long(text, max_tokens, special)
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special)
+        return ids
+
+    def _refuse_too_long(self, text: str, max_tokens: int, special: bool) -> None:
+        """PromptError if a text's beginning is too long already; to encode some megabytes to their
+        end takes seconds."""
         probed = max_tokens * PROBE_CHARS_PER_TOKEN
         while probed < len(text):
             begun = self._tokenizer.encode(text[:probed], add_special_tokens=special)
@@ -68,5 +85,3 @@ class Encoder:
                     "context_length_exceeded",
                 )
             probed *= PROBE_GROWTH
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special)
-        return ids

@@ -30,7 +30,7 @@ class TokenizerService(ClientService):
         """Load the tokenizer, then connect."""
         told = self._told
         tokenizer = load_tokenizer(told.model_dir, trust_remote_code=told.trust_remote_code)
-        self._encoder = Encoder(tokenizer)
+        self._encoder = Encoder(tokenizer, told.special_tokens_in_content)
         self._tracer = make_tracer(told.observe, "tokenizer", told.name)
         self.connect(RouterToTokenizer, told.router_address, model=told.model)
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from mlxfleet.common.errors import InvalidRequestError
 from mlxfleet.common.messages import Sampling
+from mlxfleet.common.sampling_defaults import SamplingDefaults
 from mlxfleet.router.parameters import (
     MAX_CHOICES,
     MAX_STOPS,
@@ -29,6 +30,15 @@ from mlxfleet.router.parameters import (
 )
 
 VOCAB_SIZE = 100
+RECOMMENDED = SamplingDefaults(
+    temperature=0.7,
+    top_p=0.8,
+    top_k=20,
+    min_p=0.05,
+    presence_penalty=1.5,
+    frequency_penalty=0.25,
+    repetition_penalty=1.05,
+)
 USER = {"role": "user", "content": "Hi"}
 
 
@@ -51,7 +61,9 @@ def refusal(make: Any, **parameters: Any) -> InvalidRequestError:
 
 def sampling(request: ChatRequest | CompletionRequest) -> Sampling:
     """The sampling of a request for 10 tokens."""
-    return make_sampling(request, max_tokens=10, logprobs=None, vocab_size=VOCAB_SIZE)
+    return make_sampling(
+        request, max_tokens=10, logprobs=None, vocab_size=VOCAB_SIZE, defaults=SamplingDefaults()
+    )
 
 
 # --- what is accepted -----------------------------------------------------------------------------
@@ -110,7 +122,9 @@ def test_every_sampling_parameter_is_honoured() -> None:
         logit_bias={"7": -100, "99": 1.5},
         ignore_eos=True,
     )
-    made = make_sampling(request, max_tokens=3, logprobs=2, vocab_size=VOCAB_SIZE)
+    made = make_sampling(
+        request, max_tokens=3, logprobs=2, vocab_size=VOCAB_SIZE, defaults=RECOMMENDED
+    )
     assert made == Sampling(
         seed=-7,
         max_tokens=3,
@@ -125,6 +139,31 @@ def test_every_sampling_parameter_is_honoured() -> None:
         logprobs=2,
         ignore_eos=True,
     )
+
+
+@pytest.mark.parametrize("given", [{}, dict.fromkeys(RECOMMENDED.__struct_fields__)])
+def test_a_model_recommends_what_a_request_leaves_out(given: dict[str, None]) -> None:
+    made = make_sampling(
+        completion(**given, seed=1),
+        max_tokens=3,
+        logprobs=None,
+        vocab_size=VOCAB_SIZE,
+        defaults=RECOMMENDED,
+    )
+    names = RECOMMENDED.__struct_fields__
+    assert {n: getattr(made, n) for n in names} == {n: getattr(RECOMMENDED, n) for n in names}
+
+
+def test_stated_zeros_win_over_the_models_recommendations() -> None:
+    stated = {"temperature": 0, "top_p": 0, "top_k": 0, "min_p": 0, "presence_penalty": 0}
+    made = make_sampling(
+        completion(**stated, seed=1),
+        max_tokens=3,
+        logprobs=None,
+        vocab_size=VOCAB_SIZE,
+        defaults=RECOMMENDED,
+    )
+    assert {name: getattr(made, name) for name in stated} == stated
 
 
 def test_a_request_without_a_seed_gets_a_random_one() -> None:
