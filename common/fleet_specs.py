@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mlxfleet.common import config
 from mlxfleet.common.addresses import tcp_address
+from mlxfleet.common.allowed import check_allowed
 from mlxfleet.common.blas import worker_environment
 from mlxfleet.common.config import (
     DetokenizerProcess,
@@ -83,6 +84,7 @@ class Launch:
         check_sim(self.sim, self.worker)
         check_source(self.machine)
         check_tracing(self.observe)
+        check_allowed(self.router)
         if self.fleet.nodes > 1 and self.sim.engine == "mlx" and sys.platform == "darwin":
             raise ConfigError("--nodes: a Mac has one Metal device, so it can be one node only")
         return self
