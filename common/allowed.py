@@ -89,8 +89,8 @@ def check_allowed(options: RouterOptions) -> None:
     AllowedOrigins(options.allowed_origins)
 
 
-def reachable_as(options: RouterOptions, *hosts: str | None) -> RouterOptions:
+def reachable_as(options: RouterOptions, *hosts: str) -> RouterOptions:
     """The options with further host names allowed: those under which we say that we are there.
     What is no name, like an address or `*`, needs no permission."""
-    names = [name for host in hosts if host and (name := host_name(host)) and not ip_address(host)]
+    names = [name for host in hosts if (name := host_name(host)) and not ip_address(host)]
     return dataclasses.replace(options, allowed_hosts=(*options.allowed_hosts, *names))

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlxfleet.common import config
-from mlxfleet.common.addresses import tcp_address
-from mlxfleet.common.allowed import check_allowed
+from mlxfleet.common.addresses import split_tcp, tcp_address
+from mlxfleet.common.allowed import check_allowed, reachable_as
 from mlxfleet.common.blas import worker_environment
 from mlxfleet.common.config import (
     DetokenizerProcess,
@@ -216,7 +216,7 @@ def front_specs(front: FrontEnd, runtime: Path) -> list[ProcessSpec]:
         tokenizer_address=f"ipc://{runtime}/tokenizers.sock",
         detokenizer_address=f"ipc://{runtime}/detokenizers.sock",
         node_address=front.links.router,
-        options=front.router,
+        options=reachable_as(front.router, front.router.host, *advertised_hosts(front.links)),
         observe=front.observe,
         security=front.links.security,
     )
@@ -247,6 +247,11 @@ def front_specs(front: FrontEnd, runtime: Path) -> list[ProcessSpec]:
             )
             specs.append(process_spec(runtime, "mlxfleet.detokenizer_proc", detokenizer))
     return specs
+
+
+def advertised_hosts(links: FrontLinks) -> list[str]:
+    """The hosts in the addresses that nodes are given."""
+    return [split_tcp(address)[0] for address in links.advertised if address.startswith("tcp://")]
 
 
 def node_specs(node: Node, runtime: Path, index: int = 0) -> list[ProcessSpec]:

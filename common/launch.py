@@ -8,7 +8,6 @@ import urllib.error
 import urllib.request
 
 from mlxfleet.common.addresses import WILDCARDS, bracketed
-from mlxfleet.common.allowed import reachable_as
 from mlxfleet.common.blas import warn_without_openblas
 from mlxfleet.common.config import RouterOptions
 from mlxfleet.common.fleet_specs import Launch, make_specs
@@ -30,7 +29,6 @@ def launch(options: Launch) -> None:
     refuse_open_port(options.router, keys)
     port = free_port(options.router)
     router = dataclasses.replace(options.router, port=port)
-    router = reachable_as(router, router.host)
     options = dataclasses.replace(options, router=router)
     model_dir, model_name = resolve_model(options.model)
     if options.sim.engine == "mlx":

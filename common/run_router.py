@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mlxfleet.common import config
 from mlxfleet.common.addresses import ANY_HOST, tcp_address
-from mlxfleet.common.allowed import check_allowed, reachable_as
+from mlxfleet.common.allowed import check_allowed
 from mlxfleet.common.config import (
     FrontOptions,
     LinkOptions,
@@ -68,7 +68,6 @@ def run_router(command: RouterCommand) -> None:
     models = served_models(command.models, command.router.served_model_name)
     ports = free_ports(host, command.link.node_port, 1 + len(models) * command.front.detokenizers)
     advertised = advertised_host(command.link)
-    router = reachable_as(router, router.host, advertised)
     front = FrontEnd(
         models=models,
         router=router,

@@ -108,5 +108,5 @@ def test_flags_and_environment_give_the_same(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_where_we_say_that_we_are_we_are_reached() -> None:
-    options = reachable_as(RouterOptions(), "Front.lan", "0.0.0.0", "::1", "*", None)
+    options = reachable_as(RouterOptions(), "Front.lan", "0.0.0.0", "::1", "*")
     assert options.allowed_hosts == ("front.lan",)

@@ -155,6 +155,8 @@ def test_what_is_embedded_elsewhere_is_refused_and_links_are_not() -> None:
     assert code(path="/ui", fetch_site="cross-site", fetch_mode="navigate") is None
     assert code(fetch_site="same-origin", fetch_mode="cors") is None
     assert code(fetch_site="none", fetch_mode="navigate") is None
+    # Node's fetch, which is no browser's.
+    assert code(fetch_mode="cors") is None
 
 
 @pytest.mark.parametrize("path", ["/admin/drain/a", "/admin", "/admin/anything"])
