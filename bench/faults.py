@@ -31,6 +31,7 @@ from mlxfleet.bench.client import Answer, Target, ask, open_session
 from mlxfleet.bench.far_fleet import FarNode, far_fleet
 from mlxfleet.bench.records import Request
 from mlxfleet.bench.servers import ServerError
+from mlxfleet.common.admin_header import ADMIN_HEADERS
 
 KINDS = ("kill scheduler", "kill worker", "stop scheduler", "stop worker", "cut link", "drain")
 # What the router should have noticed by then. A link that is cut says nothing, like one that hangs.
@@ -192,7 +193,7 @@ class Chaos:
 
     async def _admin(self, action: str, node: str) -> None:
         url = f"{self._url}/admin/{action}/{node}"
-        async with self._session.post(url) as response:
+        async with self._session.post(url, headers=ADMIN_HEADERS) as response:
             response.raise_for_status()
 
     async def _until(self, condition: Callable[[Seen], bool], node: str, what: str) -> None:

@@ -26,6 +26,7 @@ Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(ge=0, le=1e6)]
 SpecialTokensInContent = Literal["text", "control"]
+Names = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]
 Routing = Literal["ttft", "round_robin", "least_loaded", "power_of_two", "session"]
 
 
@@ -52,6 +53,16 @@ class RouterOptions:
 
     allow_no_auth: bool = False
     """Listen on a non-loopback address without any API key."""
+
+    allowed_hosts: Names = ()
+    """Host names under which requests are served while there is no API key, beside localhost, IP
+    addresses and this machine's own names: studio.lan, *.lan for all below it, or * for every name.
+    Several with commas, or the option several times. With an API key, any name is served."""
+
+    allowed_origins: Names = ()
+    """Origins of web pages and apps that may use the server, beside its own live page:
+    https://chat.lan, app://obsidian.md, vscode-webview://* for all of a scheme, or * for every web
+    page. Several with commas, or the option several times."""
 
     max_requests: Positive = 1024
     """Sequences in the router at once, in any state; more are answered 429."""

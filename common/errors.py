@@ -104,6 +104,25 @@ class AuthenticationError(RequestError):
     type = "authentication_error"
 
 
+class ForbiddenError(RequestError):
+    """The request may come from a web page that is not allowed to use the server."""
+
+    status = 403
+    type = "permission_error"
+
+
+class MisdirectedError(RequestError):
+    """The request names a host that this server does not stand for."""
+
+    status = 421
+
+
+class UnsupportedMediaError(RequestError):
+    """The body is not declared to be JSON."""
+
+    status = 415
+
+
 class ModelNotFoundError(RequestError):
     """The request names a model that is not served here."""
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlxfleet.common import config
-from mlxfleet.common.addresses import tcp_address
+from mlxfleet.common.addresses import split_tcp, tcp_address
+from mlxfleet.common.allowed import check_allowed, reachable_as
 from mlxfleet.common.blas import worker_environment
 from mlxfleet.common.config import (
     DetokenizerProcess,
@@ -84,6 +85,7 @@ class Launch:
         check_sim(self.sim, self.worker)
         check_source(self.machine)
         check_tracing(self.observe)
+        check_allowed(self.router)
         if self.fleet.nodes > 1 and self.sim.engine == "mlx" and sys.platform == "darwin":
             raise ConfigError("--nodes: a Mac has one Metal device, so it can be one node only")
         return self
@@ -223,7 +225,7 @@ def front_specs(front: FrontEnd, runtime: Path) -> list[ProcessSpec]:
         tokenizer_address=f"ipc://{runtime}/tokenizers.sock",
         detokenizer_address=f"ipc://{runtime}/detokenizers.sock",
         node_address=front.links.router,
-        options=front.router,
+        options=reachable_as(front.router, front.router.host, *advertised_hosts(front.links)),
         observe=front.observe,
         security=front.links.security,
     )
@@ -255,6 +257,11 @@ def front_specs(front: FrontEnd, runtime: Path) -> list[ProcessSpec]:
             )
             specs.append(process_spec(runtime, "mlxfleet.detokenizer_proc", detokenizer))
     return specs
+
+
+def advertised_hosts(links: FrontLinks) -> list[str]:
+    """The hosts in the addresses that nodes are given."""
+    return [split_tcp(address)[0] for address in links.advertised if address.startswith("tcp://")]
 
 
 def node_specs(node: Node, runtime: Path, index: int = 0) -> list[ProcessSpec]:

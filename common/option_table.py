@@ -36,7 +36,7 @@ def rows(command: str) -> dict[str, str]:
         if not argument.show:
             continue
         default = argument.field_info.default
-        absent = default in (None, False) or default is argument.field_info.empty
+        absent = default in (None, False, ()) or default is argument.field_info.empty
         shown = "" if absent else f"`{default}`"
         meaning = " ".join((argument.parameter.help or "").split())
         found[argument.name] = f"| `{argument.name}` | {shown} | {meaning} |\n"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mlxfleet.common import config
 from mlxfleet.common.addresses import ANY_HOST, tcp_address
+from mlxfleet.common.allowed import check_allowed
 from mlxfleet.common.config import (
     FrontOptions,
     LinkOptions,
@@ -50,6 +51,7 @@ class RouterCommand:
         for part in (self.router, self.front, self.link, self.security, self.observe):
             config.validated(part)
         check_tracing(self.observe)
+        check_allowed(self.router)
         if self.router.served_model_name is not None and len(self.models) > 1:
             raise ConfigError("--served-model-name: it can only name a single --model")
         return self

@@ -32,8 +32,8 @@ class Admin:
         return [
             web.get("/fleet", self._fleet),
             web.get("/fleet/requests", self._requests),
-            web.post("/admin/drain/{node}", lambda http: self._drain(http, True)),
-            web.post("/admin/undrain/{node}", lambda http: self._drain(http, False)),
+            web.post("/admin/drain/{node}", self._drain),
+            web.post("/admin/undrain/{node}", self._undrain),
         ]
 
     async def _fleet(self, http: web.Request) -> web.Response:
@@ -62,7 +62,13 @@ class Admin:
             }
         )
 
-    async def _drain(self, http: web.Request, draining: bool) -> web.Response:
+    async def _drain(self, http: web.Request) -> web.Response:
+        return self._set_draining(http, True)
+
+    async def _undrain(self, http: web.Request) -> web.Response:
+        return self._set_draining(http, False)
+
+    def _set_draining(self, http: web.Request, draining: bool) -> web.Response:
         """Answers with the node's state; it has no more sequences when `sequences` is 0."""
         name = http.match_info["node"]
         if not self._dispatcher.nodes.drain(name, draining):

@@ -33,6 +33,7 @@ from mlxfleet.router.request_trace import traced
 from mlxfleet.router.scrape_targets import ScrapeTarget
 from mlxfleet.router.shapes import ChatShape, CompletionShape, Response, Usage
 from mlxfleet.router.ui.page import Page
+from mlxfleet.router.web_gate import WebGate
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ class Api:
         can_generate: Callable[[], bool],
         metrics_of_nodes: Callable[[], list[ScrapeTarget]],
         tracer: Tracer,
+        web_gate: WebGate,
     ) -> None:
         self._authenticator = Authenticator(keys)
         self._front = front
@@ -70,6 +72,7 @@ class Api:
         self._can_generate = can_generate
         self._metrics_of_nodes = metrics_of_nodes
         self._tracer = tracer
+        self._web_gate = web_gate
         self._created = int(time.time())
         self.draining = False
         self._active = 0
@@ -80,8 +83,9 @@ class Api:
         """The aiohttp application."""
         app = web.Application(
             client_max_size=max_body_bytes,
-            middlewares=[self._answer_errors, self._authenticate],
+            middlewares=[self._answer_errors, self._web_gate.check, self._authenticate],
         )
+        app.on_response_prepare.append(self._web_gate.sign)
         app.add_routes(
             [
                 web.post("/v1/chat/completions", self._chat),

@@ -23,11 +23,14 @@ from mlxfleet.router.generation import Front
 from mlxfleet.router.http import Api
 from mlxfleet.router.in_flight import InFlight
 from mlxfleet.router.metrics import Metrics
+from mlxfleet.router.own_names import OwnNames
 from mlxfleet.router.recent import Recent
 from mlxfleet.router.routing import Routing
 from mlxfleet.router.routing_metrics import RoutingCollector
 from mlxfleet.router.scrape_targets import scrape_targets
 from mlxfleet.router.tokenizers import Tokenizers
+from mlxfleet.router.web_gate import WebGate
+from mlxfleet.router.web_guard import WebGuard
 from mlxfleet.router.weight_metrics import WeightCollector
 
 CUT_OFF_S = 0.1
@@ -47,7 +50,8 @@ class RouterService(Service):
         told, options = self._told, self._told.options
         session = new_incarnation()
         self._tracer = make_tracer(told.observe, "router", told.name)
-        in_flight, recent = InFlight(), Recent()
+        in_flight, recent, own_names = InFlight(), Recent(), OwnNames()
+        own_names.renew()
         self._context = zmq.Context()
         metrics = Metrics()
         metrics.start_at_zero(self._catalog.names)
@@ -102,6 +106,7 @@ class RouterService(Service):
             can_generate=self._can_generate,
             metrics_of_nodes=lambda: scrape_targets(self._dispatcher.nodes),
             tracer=self._tracer,
+            web_gate=WebGate(WebGuard(told.keys, options, own_names), metrics.refused_web),
         )
         self._watching = asyncio.create_task(self._dispatcher.watch_nodes())
         self._following = asyncio.create_task(recent.follow(metrics, self._dispatcher.nodes))

@@ -79,6 +79,12 @@ REFUSED_NODES = counter(
     "Nodes that were not let in: key, version, model (or its tokenizer), name, full.",
     "reason",
 )
+REFUSED_WEB = counter(
+    "mlxfleet_refused_web_requests_total",
+    "Requests that were refused because a web page may have sent them, by the error's code:"
+    " host_not_allowed, origin_not_allowed, admin_header_required, json_required.",
+    "code",
+)
 
 NODE_READY = gauge("mlxfleet_node_ready", "1 if the node gets requests.", "node", "model")
 NODE_STATE = gauge(

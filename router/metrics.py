@@ -24,6 +24,7 @@ from mlxfleet.router import metric_families as families
 from mlxfleet.router.admission import PRIORITIES, Admission
 from mlxfleet.router.sequences import Sequence
 from mlxfleet.router.stages import Stages
+from mlxfleet.router.web_guard import CODES
 
 ENDPOINTS = ("chat", "completions")
 OUTCOMES = ("ok", "client_error", "cancelled", "backpressure", "error")
@@ -64,6 +65,7 @@ class Metrics:
         self.recoveries = families.RECOVERIES.counter(registry)
         self.failovers = families.FAILOVERS.counter(registry)
         self.refused_nodes = families.REFUSED_NODES.counter(registry)
+        self.refused_web = families.REFUSED_WEB.counter(registry)
         # Looked up once per model: this is the path of every token.
         self._tokens: dict[str, TokenMetrics] = {}
         self.stages = Stages()
@@ -76,6 +78,8 @@ class Metrics:
         for no increase."""
         for reason in REFUSALS:
             self.refused_nodes.labels(reason)
+        for code in CODES:
+            self.refused_web.labels(code)
         for endpoint in ENDPOINTS:
             self.received.labels(endpoint)
         for model in models:

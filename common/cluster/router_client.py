@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from mlxfleet.common.admin_header import ADMIN_HEADERS
 from mlxfleet.common.cluster.file import Cluster
 from mlxfleet.common.errors import ConfigError, MlxfleetError, NetworkError
 from mlxfleet.common.preflight import API_KEY_ENV
@@ -110,7 +111,7 @@ class RouterClient:
         return await asyncio.to_thread(self._ask_blocking, method, path)
 
     def _ask_blocking(self, method: str, path: str) -> bytes:
-        request = urllib.request.Request(self.url + path, method=method)
+        request = urllib.request.Request(self.url + path, method=method, headers=ADMIN_HEADERS)
         if method == "POST":
             request.data = b""
         if self.key is not None:
@@ -134,7 +135,9 @@ def refused(url: str, status: int, body: bytes) -> MlxfleetError:
         said = str(json.loads(body)["error"]["message"])
     except (ValueError, KeyError, TypeError):
         said = body[:200].decode(errors="replace").strip()
-    if status in (401, 403):
+    if status in (403, 421):
+        return ConfigError(f"{url}: {said or status}")
+    if status == 401:
         return ConfigError(
             f"{url}: {said or status}; give a key with --api-key-file, or in {ADMIN_KEY_ENV} or"
             f" {API_KEY_ENV}"

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from mlxfleet.common.allowed import check_allowed
 from mlxfleet.common.config import (
     FrontOptions,
     LinkOptions,
@@ -24,6 +25,7 @@ from mlxfleet.common.config import (
     WorkerOptions,
     decode_path,
 )
+from mlxfleet.common.errors import ConfigError
 
 FRONT_STRUCTURES: tuple[type, ...] = (RouterOptions, FrontOptions, LinkOptions, ObserveOptions)
 """What `mlxfleet router` takes."""
@@ -76,9 +78,13 @@ def problems(
 def misfit(structure: type, name: str, value: Any) -> str | None:
     """Why a value cannot be a field of a structure, or None if it can."""
     try:
-        msgspec.convert({name: value}, structure, dec_hook=decode_path)
+        made: object = msgspec.convert({name: value}, structure, dec_hook=decode_path)
+        if isinstance(made, RouterOptions):
+            check_allowed(made)
     except msgspec.ValidationError as error:
         return str(error).partition(" - at `")[0].replace("Expected", "expected", 1)
+    except ConfigError as error:
+        return str(error).partition(": ")[2]
     return None
 
 

@@ -11,16 +11,19 @@ import pytest
 from mlxfleet.common import config
 from mlxfleet.common.config import (
     FleetOptions,
+    FrontOptions,
     MachineOptions,
     RouterOptions,
+    RouterProcess,
     SchedulerOptions,
     SchedulerProcess,
+    ServedModel,
     TelemetryProcess,
     WorkerOptions,
     WorkerProcess,
 )
 from mlxfleet.common.errors import ConfigError
-from mlxfleet.common.fleet_specs import Launch, make_specs
+from mlxfleet.common.fleet_specs import FrontEnd, Launch, front_specs, make_specs, tcp_links
 
 
 def launch(**fleet: int) -> Launch:
@@ -62,6 +65,19 @@ def test_nodes_have_addresses_of_their_own(tmp_path: Path) -> None:
     orders = [config.load(SchedulerProcess, tmp_path / f"scheduler-{i}.json") for i in range(2)]
     assert orders[0].worker_address != orders[1].worker_address
     assert orders[0].router_address == orders[1].router_address
+
+
+def test_a_front_end_is_served_under_the_names_that_it_gives(tmp_path: Path) -> None:
+    served = ServedModel(name="m")
+    front = FrontEnd(
+        models=[(served, Path("m"))],
+        router=RouterOptions(host="http.lan", allowed_hosts=("a.lan",)),
+        options=FrontOptions(),
+        links=tcp_links("0.0.0.0", "Nodes.lan", [8100, 8101], None),
+    )
+    front_specs(front, tmp_path)
+    options = config.load(RouterProcess, tmp_path / "router.json").options
+    assert set(options.allowed_hosts) == {"a.lan", "http.lan", "nodes.lan"}
 
 
 def test_a_mac_is_one_node(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,8 @@ def send(fleet: Fleet, body: dict[str, object]) -> socket.socket:
     host, _, port = fleet.url.removeprefix("http://").partition(":")
     connection = socket.create_connection((host, int(port)))
     data = json.dumps(body).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n"
+    headers = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
+    head = f"POST /v1/completions HTTP/1.1\r\n{headers}\r\n\r\n"
     connection.sendall(head.encode() + data)
     return connection
 

@@ -63,6 +63,10 @@ def test_refusals_are_explained() -> None:
     assert isinstance(refused("http://h/admin/drain/x", 404, body), NoSuchNodeError)
     assert isinstance(refused("http://h/fleet", 401, b""), ConfigError)
     assert isinstance(refused("http://h/fleet", 503, b"x"), NetworkError)
+    for status in (403, 421):
+        body = b'{"error": {"message": "--allowed-hosts h"}}'
+        with pytest.raises(ConfigError, match=r"--allowed-hosts h$"):
+            raise refused("http://h/fleet", status, body)
     with pytest.raises(ConfigError, match="no /fleet"):
         raise refused("http://h/fleet", 404, b"")
 
