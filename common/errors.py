@@ -110,6 +110,12 @@ class ModelNotFoundError(RequestError):
     status = 404
 
 
+class MethodNotAllowedError(RequestError):
+    """The path is there, but not for this method."""
+
+    status = 405
+
+
 class NodeNotFoundError(RequestError):
     """An operator names a node that the router does not know."""
 

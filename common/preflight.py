@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mlxfleet.common.config import Keys, RouterOptions
 from mlxfleet.common.errors import ConfigError, listen_error
+from mlxfleet.common.key_files import refuse_readable
 
 API_KEY_ENV = "MLXFLEET_API_KEY"
 ADMIN_KEY_ENV = "MLXFLEET_ADMIN_KEY"
@@ -32,10 +33,11 @@ def from_environment(name: str) -> tuple[str, ...]:
 
 
 def read_key_file(flag: str, path: Path | None) -> tuple[str, ...]:
-    """The keys in a file, one a line but for comments."""
+    """The keys in a file, one a line but for comments. ConfigError if others can read it."""
     if path is None:
         return ()
     try:
+        refuse_readable(flag, path)
         lines = path.read_text().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{flag}: cannot read it: {error}") from error

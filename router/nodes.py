@@ -107,6 +107,10 @@ class Nodes:
         """Whether a node gets requests again after faults."""
         return self.breakers[node].state(time.monotonic())
 
+    def breaker_open_s(self, node: str) -> float:
+        """Seconds until a node gets a request again after faults, 0 if it may now."""
+        return self.breakers[node].closes_in_s(time.monotonic())
+
     def capacity(self, model: str) -> int | None:
         """Sequences that may be on a model's ready nodes at once, with those that wait there for a
         place so that none is free for long; None without a ready node."""

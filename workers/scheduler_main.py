@@ -29,6 +29,7 @@ from mlxfleet.common.messages import (
     NodeToRouter,
     Ping,
     Refused,
+    Rejected,
     Release,
     Resend,
     Reset,
@@ -242,6 +243,7 @@ class SchedulerService(Service):
                 self._metrics.on_step(message)
                 for detokenizer, tokens in self._scheduler.on_step(message):
                     self._forward(detokenizer, tokens)
+                self._give_up(self._scheduler.take_given_up())
         self._pump()
 
     def _pump_soon(self) -> None:
@@ -287,8 +289,7 @@ class SchedulerService(Service):
         self._worker_identity = sender
         self._epoch = new_incarnation()
         self._workers.send(Reset(self._epoch), to=sender)
-        for rejected in self._scheduler.worker_ready(status.model):
-            self._router.send(rejected)
+        self._give_up(self._scheduler.worker_ready(status.model))
         self._send_status()
         self._note_joined()
 
@@ -362,6 +363,13 @@ class SchedulerService(Service):
             earlier = self._undelivered.get(rid)
             if earlier is None or earlier.attempt != attempt:
                 self._undelivered[rid] = Resend(rid, attempt, detokenizer, start)
+
+    def _give_up(self, rejected: list[Rejected]) -> None:
+        """Tell the router of sequences that do not go on here."""
+        for rejection in rejected:
+            if rejection.code == "not_finite":
+                log.error("%s: %s", rejection.rid, rejection.message)
+            self._router.send(rejection)
 
     def _deliver_again(self) -> None:
         late, self._undelivered = self._undelivered, {}

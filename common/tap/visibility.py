@@ -80,7 +80,7 @@ SHOWN: Fields = {
         " mlx_peak_bytes",
         model=MODEL,
     ),
-    "step": fields("epoch rids finish prefilled decoded_rows pass_s idle_s"),
+    "step": fields("epoch rids finish failed prefilled decoded_rows pass_s idle_s"),
 }
 
 TOKEN_TEXT = "token bytes logprob"

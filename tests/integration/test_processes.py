@@ -273,13 +273,27 @@ def test_public_address_needs_a_key(tiny_model: Path, tmp_path: Path) -> None:
     assert "--api-key-file" in output
     empty = tmp_path / "keys"
     empty.write_text("# none\n")
+    empty.chmod(0o600)
     code, output = launch_and_fail("--port", "0", "--api-key-file", str(empty))
     assert code == ExitCode.CONFIG
+
+
+@pytest.mark.parametrize("flag", ["--api-key-file", "--admin-key-file"])
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o620])
+def test_a_key_file_that_others_can_read_is_refused(tmp_path: Path, flag: str, mode: int) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("secret-key\n")
+    keys.chmod(mode)
+    code, output = launch_and_fail("--port", "0", flag, str(keys))
+    assert code == ExitCode.CONFIG
+    assert f"{flag}: others can read {keys}; chmod 600 it" in output
+    assert "secret-key" not in output
 
 
 def test_api_keys(tiny_model: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("# team\nfirst-key\nsecond-key\n")
+    keys.chmod(0o600)
     with Fleet(
         "--model",
         str(tiny_model),
