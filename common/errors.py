@@ -18,7 +18,6 @@ class ExitCode(enum.IntEnum):
     NETWORK = 67
     HOST = 68
     CRASH_LOOP = 70
-    PARENT_GONE = 71
     FORCED = 72
     REFUSED = 73
     GATE_FAILED = 74

@@ -26,6 +26,8 @@ from mlxfleet.common.say import say
 from mlxfleet.common.supervising import supervise
 
 READY_POLL_S = 0.02
+# A stop waits for an answer that is under way.
+READY_TIMEOUT_S = 1.0
 
 
 def launch(options: Launch) -> None:
@@ -68,7 +70,7 @@ def is_ready(url: str) -> bool:
     """Whether the fleet can generate."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(f"{url}/ready", timeout=5) as response:
+        with opener.open(f"{url}/ready", timeout=READY_TIMEOUT_S) as response:
             return bool(response.status == 200)
     except (urllib.error.URLError, OSError):
         return False

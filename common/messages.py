@@ -265,6 +265,10 @@ class Resend(Struct, tag="resend", frozen=True):
     start: Count
 
 
+class Leaving(Struct, tag="leaving", frozen=True):
+    """The sender ends because it was asked to, so that its link's end is no trouble."""
+
+
 class Release(Struct, tag="release", frozen=True):
     """The router is done with this attempt: stop it wherever it is and forget it."""
 
@@ -276,7 +280,7 @@ class SendKvSnapshot(Struct, tag="send_kv_snapshot", frozen=True):
     """The router has missed events of the node's cache, or is new: tell it everything."""
 
 
-RouterToNode = Generate | Resend | Release | SendKvSnapshot | Welcome | Refused
+RouterToNode = Generate | Resend | Release | SendKvSnapshot | Leaving | Welcome | Refused
 
 
 class NodeInfo(Struct, frozen=True, kw_only=True):
@@ -378,7 +382,7 @@ class Rejected(Struct, tag="rejected", frozen=True):
     message: str
 
 
-NodeToRouter = NodeStatus | KvEvents | KvSnapshot | Rejected
+NodeToRouter = NodeStatus | KvEvents | KvSnapshot | Rejected | Leaving
 
 
 # --- node -> detokenizer ----------------------------------------------------------------------

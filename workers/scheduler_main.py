@@ -23,6 +23,7 @@ from mlxfleet.common.messages import (
     PROTOCOL_VERSION,
     Admitted,
     Generate,
+    Leaving,
     MachineSample,
     NodeStatus,
     NodeToDetokenizer,
@@ -103,6 +104,7 @@ class SchedulerService(Service):
         )
         self._incarnation = ""
         self._router_session = ""
+        self._router_leaves = False
         self._rejoin_pause_s = 0.0
         self._rejoining: asyncio.TimerHandle | None = None
         self.joined = asyncio.Event()
@@ -169,7 +171,8 @@ class SchedulerService(Service):
         if self._told.telemetry_address:
             self._sensors.close()
         self._workers.close()
-        self._router.close()
+        self._router.send(Leaving())
+        self._router.close(linger_s=channels.GOODBYE_S)
         if self._owns_context:
             self._context.term()
         if self._owns_tracer:
@@ -199,7 +202,10 @@ class SchedulerService(Service):
         if self._rejoining is not None:
             return
         if self._router_session:
-            log.warning("the connection to the router is lost")
+            if self._router_leaves:
+                log.info("the router has stopped; waiting for it")
+            else:
+                log.warning("the connection to the router is lost")
             self._rejoin_pause_s = 0.0
         else:
             self._rejoin_pause_s = min(MAX_PAUSE_S, 2 * self._rejoin_pause_s or FIRST_PAUSE_S)
@@ -228,6 +234,8 @@ class SchedulerService(Service):
                 self._scheduler.journal.ask_snapshot()
             case Welcome():
                 self._welcome(message)
+            case Leaving():
+                self._router_leaves = True
             case Refused():
                 fail(RefusedError(f"the router refused this node: {message.reason}"))
         self._pump_soon()
@@ -298,6 +306,7 @@ class SchedulerService(Service):
             # A router that restarted has lost its clients.
             self._scheduler.release_all()
             self._router_session = welcome.session
+            self._router_leaves = False
             log.info("%s has joined %s", self._told.node, self._told.router_address)
         self._rejoin_pause_s = 0.0
         if welcome.model not in ("", self._metrics.model):

@@ -68,6 +68,7 @@ SHOWN: Fields = {
     "close_stream": fields("rid attempt"),
     "text": fields("rids attempts starts offsets", finish=FINISH),
     "stream_lost": fields("rid attempt"),
+    "leaving": fields(""),
     "reset": fields("epoch"),
     "ping": fields(""),
     "admit": fields("rid n_output cached_tokens cached_blocks", sampling=SAMPLING),
