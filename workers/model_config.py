@@ -41,7 +41,7 @@ def eos_ids(folder: Path, config: dict[str, Any]) -> set[int]:
     configured = config.get("eos_token_id")
     if configured is None:
         configured = (config.get("text_config") or {}).get("eos_token_id")
-    ids = [configured] if isinstance(configured, int) else configured or []
+    ids = [configured] if type(configured) is int else configured or []
     if not isinstance(ids, list) or not all(type(token) is int and token >= 0 for token in ids):
         raise ModelError(
             f"eos_token_id in {folder}/config.json or generation_config.json is"
