@@ -39,6 +39,9 @@ TCP_SILENCE_MS = 2_000
 TCP_CONNECT_MS = 2_000
 TCP_HANDSHAKE_MS = 5_000
 
+# How long a last message may take to leave.
+GOODBYE_S = 0.25
+
 # As plain numbers, which pyzmq takes twice as fast as its own.
 EVENTS, READABLE = int(zmq.EVENTS), int(zmq.POLLIN)
 
@@ -176,8 +179,9 @@ class Channel(Generic[In, Out]):
         self._loop.add_reader(self.socket.fileno(), self._turn)
         self._schedule_turn()
 
-    def close(self) -> None:
-        """Detach from the loop and close the socket."""
+    def close(self, *, linger_s: float = 0.0) -> None:
+        """Detach from the loop and close the socket. What was sent last still goes out if that
+        takes no longer than `linger_s`, for which the context's end then waits."""
         if self._loop is not None:
             self._loop.remove_reader(self.socket.fileno())
             self._loop = None
@@ -186,7 +190,7 @@ class Channel(Generic[In, Out]):
             self._monitor = None
             self.socket.disable_monitor()
             monitor.close()
-        self.socket.close()
+        self.socket.close(linger=int(1000 * linger_s))
 
     def _decode(self, parts: list[bytes]) -> In | None:
         if len(parts) != self._parts or len(parts[-1]) > MAX_FRAME_BYTES:

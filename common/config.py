@@ -24,6 +24,8 @@ from mlxfleet.common.sampling_defaults import SamplingDefaults
 Flat = Parameter(name="*")
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[int, Meta(ge=1)]
+# A chat template alone takes some thirty tokens.
+LEAST_CONTEXT = 64
 Seconds = Annotated[float, Meta(ge=0, le=1e6)]
 SpecialTokensInContent = Literal["text", "control"]
 Names = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]
@@ -139,7 +141,7 @@ class WorkerOptions:
     """Memory for prefixes of earlier requests, in GB, out of what weights leave of --memory-gb; a
     quarter of that by default, 0 for no reuse."""
 
-    max_context: Positive | None = None
+    max_context: Annotated[int, Meta(ge=LEAST_CONTEXT)] | None = None
     """Longest sequence in tokens, if less than the model allows."""
 
     blas_threads: Positive | None = None

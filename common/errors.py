@@ -18,7 +18,6 @@ class ExitCode(enum.IntEnum):
     NETWORK = 67
     HOST = 68
     CRASH_LOOP = 70
-    PARENT_GONE = 71
     FORCED = 72
     REFUSED = 73
     GATE_FAILED = 74
@@ -127,6 +126,12 @@ class ModelNotFoundError(RequestError):
     """The request names a model that is not served here."""
 
     status = 404
+
+
+class MethodNotAllowedError(RequestError):
+    """The path is there, but not for this method."""
+
+    status = 405
 
 
 class NodeNotFoundError(RequestError):

@@ -314,7 +314,8 @@ def telemetry_specs(
         source=machine.telemetry,
         observe=observe,
     )
-    return [process_spec(runtime, "mlxfleet.common.telemetry.main", told, vital=False)]
+    module = "mlxfleet.common.telemetry.main"
+    return [process_spec(runtime, module, told, vital=False, awaited=False)]
 
 
 def process_spec(
@@ -326,6 +327,7 @@ def process_spec(
     stop_order: int = 1,
     stop_grace_s: float | None = 5.0,
     vital: bool = True,
+    awaited: bool = True,
 ) -> ProcessSpec:
     """How to start a process whose orders are `process`."""
     orders = runtime / f"{process.name}.json"
@@ -338,6 +340,7 @@ def process_spec(
         stop_order=stop_order,
         stop_grace_s=stop_grace_s,
         vital=vital,
+        awaited=awaited,
         witnesses=witnesses(process),
     )
 

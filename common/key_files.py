@@ -58,15 +58,20 @@ def write_key(path: Path, key: bytes) -> None:
 def read_key(path: Path) -> str:
     """The key in a file. ConfigError if there is none, or a secret that others can read."""
     try:
-        mode = stat.S_IMODE(path.stat().st_mode)
         text = path.read_text().strip()
+        if path.suffix == ".secret":
+            refuse_readable("--keys", path)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--keys: cannot read {path}: {error}") from error
-    if path.suffix == ".secret" and mode & 0o077:
-        raise ConfigError(f"--keys: others can read {path}; chmod 600 it")
     if not is_key(text):
         raise ConfigError(f"--keys: {path} does not hold a key of {KEY_LENGTH} characters")
     return text
+
+
+def refuse_readable(flag: str, path: Path) -> None:
+    """ConfigError if others than its owner can read a file with secrets, or write it."""
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        raise ConfigError(f"{flag}: others can read {path}; chmod 600 it")
 
 
 def is_key(text: str) -> bool:

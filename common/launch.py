@@ -13,19 +13,28 @@ from mlxfleet.common.config import RouterOptions
 from mlxfleet.common.fleet_specs import Launch, make_specs
 from mlxfleet.common.model_files import resolve_model
 from mlxfleet.common.node_identity import node_info
-from mlxfleet.common.preflight import free_port, read_keys, refuse_open_port
+from mlxfleet.common.preflight import (
+    check_machine,
+    free_port,
+    least_files,
+    read_keys,
+    refuse_open_port,
+)
 from mlxfleet.common.process import configure_logging
 from mlxfleet.common.runtime import runtime_folder
 from mlxfleet.common.say import say
 from mlxfleet.common.supervising import supervise
 
 READY_POLL_S = 0.02
+# A stop waits for an answer that is under way.
+READY_TIMEOUT_S = 1.0
 
 
 def launch(options: Launch) -> None:
     """Run until stopped by SIGTERM or SIGINT, or until a process cannot be kept running."""
     configure_logging("launch")
     keys = read_keys(options.validated().router)
+    check_machine(least_files(options.sim))
     refuse_open_port(options.router, keys)
     port = free_port(options.router)
     router = dataclasses.replace(options.router, port=port)
@@ -62,7 +71,7 @@ def is_ready(url: str) -> bool:
     """Whether the fleet can generate."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(f"{url}/ready", timeout=5) as response:
+        with opener.open(f"{url}/ready", timeout=READY_TIMEOUT_S) as response:
             return bool(response.status == 200)
     except (urllib.error.URLError, OSError):
         return False

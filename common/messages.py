@@ -25,7 +25,9 @@ from mlxfleet.common.tally import Tally
 PROTOCOL_VERSION = 4
 
 FinishReason = Literal["stop", "length"]
-RejectedCode = Literal["queue_full", "too_long", "failed", "unknown"]
+RejectedCode = Literal["queue_full", "too_long", "failed", "not_finite", "unknown"]
+FailReason = Literal["not_finite"]
+"""Why a row has no next token: the model computed NaN or infinite logits."""
 WorkerState = Literal["loading", "ready", "hung", "dead"]
 Count = Annotated[int, Meta(ge=0)]
 Attempt = Annotated[str, Meta(min_length=1, max_length=32)]
@@ -263,6 +265,10 @@ class Resend(Struct, tag="resend", frozen=True):
     start: Count
 
 
+class Leaving(Struct, tag="leaving", frozen=True):
+    """The sender ends because it was asked to, so that its link's end is no trouble."""
+
+
 class Release(Struct, tag="release", frozen=True):
     """The router is done with this attempt: stop it wherever it is and forget it."""
 
@@ -274,7 +280,7 @@ class SendKvSnapshot(Struct, tag="send_kv_snapshot", frozen=True):
     """The router has missed events of the node's cache, or is new: tell it everything."""
 
 
-RouterToNode = Generate | Resend | Release | SendKvSnapshot | Welcome | Refused
+RouterToNode = Generate | Resend | Release | SendKvSnapshot | Leaving | Welcome | Refused
 
 
 class NodeInfo(Struct, frozen=True, kw_only=True):
@@ -367,7 +373,8 @@ class KvSnapshot(Struct, tag="kv_snapshot", frozen=True, kw_only=True):
 
 
 class Rejected(Struct, tag="rejected", frozen=True):
-    """The node does not take the request, or gives it up; its only and last message for it."""
+    """The node does not take the request, or gives it up; its only and last message for it.
+    `failed` is the node's fault, `not_finite` the model's: it has no next token."""
 
     rid: str
     attempt: Attempt
@@ -375,7 +382,7 @@ class Rejected(Struct, tag="rejected", frozen=True):
     message: str
 
 
-NodeToRouter = NodeStatus | KvEvents | KvSnapshot | Rejected
+NodeToRouter = NodeStatus | KvEvents | KvSnapshot | Rejected | Leaving
 
 
 # --- node -> detokenizer ----------------------------------------------------------------------
@@ -553,13 +560,15 @@ class WorkerStatus(Struct, tag="worker_status", frozen=True, kw_only=True):
 
 class Step(Struct, tag="step", kw_only=True):
     """What one pass of the worker produced: one token per decoded row, and prefill progress as
-    (rid, tokens). `pass_s` is its wall clock in seconds, 0 if there was no pass, `idle_s` how long
+    (rid, tokens). Rows that have `failed` have no token, whatever `ids` says, and decode no more.
+    `pass_s` is its wall clock in seconds, 0 if there was no pass, `idle_s` how long
     the device waited before it although there were rows."""
 
     epoch: str
     rids: list[str] = []
     ids: list[int] = []
     finish: dict[int, FinishReason] = {}
+    failed: dict[int, FailReason] = {}
     logprobs: dict[int, TokenLogprobs] = {}
     prefilled: list[tuple[str, int]] = []
     decoded_rows: int = 0
@@ -568,7 +577,7 @@ class Step(Struct, tag="step", kw_only=True):
 
     def __post_init__(self) -> None:
         check_columns(self.rids, self.ids)
-        check_positions(self.rids, self.finish, self.logprobs)
+        check_positions(self.rids, self.finish, self.failed, self.logprobs)
 
 
 WorkerToScheduler = WorkerStatus | Admitted | Step

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from mlxfleet.common.demo_model import ensure_demo_model
 from mlxfleet.common.errors import ModelError, NetworkError
 
 WEIGHT_FILES = "model*.safetensors"
+SETTINGS_FILES = ("config.json", "generation_config.json", "tokenizer_config.json")
 WANTED_FILES = [
     "*.json",
     WEIGHT_FILES,
@@ -36,12 +38,24 @@ def resolve_model(model: str | None, *, weights: bool = True) -> tuple[Path, str
     if folder.is_dir():
         if not (folder / "config.json").exists():
             raise ModelError(f"{folder} is not a model folder: it has no config.json")
+        check_settings(folder)
         return folder.resolve(), folder.resolve().name
     if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
         raise ModelError(
             f"there is no folder {model}; give a model folder, or a hub id like ORG/NAME"
         )
     return fetch_from_hub(model, weights=weights), model
+
+
+def check_settings(folder: Path) -> None:
+    """ModelError that names the file if one of a folder's small JSON files is broken."""
+    for name in SETTINGS_FILES:
+        path = folder / name
+        try:
+            if path.exists() and not isinstance(json.loads(path.read_bytes()), dict):
+                raise ModelError(f"{path} is broken: it is not a JSON object")
+        except (OSError, ValueError, RecursionError) as error:
+            raise ModelError(f"{path} is broken: {error}") from error
 
 
 def fetch_from_hub(hub_id: str, *, weights: bool = True) -> Path:

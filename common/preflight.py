@@ -4,15 +4,46 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import resource
 import socket
 from pathlib import Path
 
-from mlxfleet.common.config import Keys, RouterOptions
+from mlxfleet.common.config import Keys, RouterOptions, SimOptions
 from mlxfleet.common.errors import ConfigError, listen_error
+from mlxfleet.common.key_files import refuse_readable
 
 API_KEY_ENV = "MLXFLEET_API_KEY"
 ADMIN_KEY_ENV = "MLXFLEET_ADMIN_KEY"
+TEMPORARY_ENV = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")
+# Sockets and files of a front end with a few clients.
+LEAST_FILES = 256
+# mlx-lm sets this limit when it is imported, and fails where it may not.
+LEAST_FILES_MLX = 4096
 SECRETS_ENV = (API_KEY_ENV, ADMIN_KEY_ENV)
+
+
+def least_files(sim: SimOptions) -> int:
+    """Files that each process of a fleet or node has to be able to open."""
+    return LEAST_FILES_MLX if sim.engine == "mlx" else LEAST_FILES
+
+
+def check_machine(files: int = LEAST_FILES) -> None:
+    """ConfigError if processes could not open so many files, or have no temporary folder."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < files:
+        raise ConfigError(
+            f"a process may open {hard} files here, and {files} are needed; raise the hard"
+            f" limit: `ulimit -Hn {files}` as root, or LimitNOFILE of a service"
+        )
+    # The first of them that is set is what MLX's compiler takes.
+    for name in TEMPORARY_ENV:
+        if (folder := os.environ.get(name)) is not None:
+            if not (os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)):
+                raise ConfigError(
+                    f"{name} is {folder!r}, not a folder that can be written to; make it, or unset"
+                    f" {name}"
+                )
+            return
 
 
 def read_keys(options: RouterOptions) -> Keys:
@@ -32,10 +63,11 @@ def from_environment(name: str) -> tuple[str, ...]:
 
 
 def read_key_file(flag: str, path: Path | None) -> tuple[str, ...]:
-    """The keys in a file, one a line but for comments."""
+    """The keys in a file, one a line but for comments. ConfigError if others can read it."""
     if path is None:
         return ()
     try:
+        refuse_readable(flag, path)
         lines = path.read_text().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{flag}: cannot read it: {error}") from error

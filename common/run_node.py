@@ -21,6 +21,7 @@ from mlxfleet.common.fleet_specs import Node, node_specs, process_spec, telemetr
 from mlxfleet.common.links import node_security
 from mlxfleet.common.model_files import resolve_model
 from mlxfleet.common.node_identity import node_info, node_name
+from mlxfleet.common.preflight import check_machine, least_files
 from mlxfleet.common.process import configure_logging
 from mlxfleet.common.runtime import runtime_folder
 from mlxfleet.common.say import say
@@ -71,6 +72,7 @@ def run_node(command: NodeCommand) -> None:
     """
     name = node_name(command.validated().name)
     configure_logging(name)
+    check_machine(least_files(command.sim))
     security = node_security(command.router, name, command.security)
     model_dir, model_name = resolve_model(command.model)
     info = node_info(model_name, model_dir)

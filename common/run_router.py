@@ -25,7 +25,7 @@ from mlxfleet.common.fleet_specs import FrontEnd, front_specs, sampling_defaults
 from mlxfleet.common.launch import url_of
 from mlxfleet.common.links import advertised_host, bind_host, free_ports, router_security
 from mlxfleet.common.model_files import resolve_model
-from mlxfleet.common.preflight import free_port, read_keys, refuse_open_port
+from mlxfleet.common.preflight import check_machine, free_port, read_keys, refuse_open_port
 from mlxfleet.common.process import configure_logging
 from mlxfleet.common.runtime import runtime_folder
 from mlxfleet.common.say import say
@@ -61,6 +61,7 @@ def run_router(command: RouterCommand) -> None:
     """Run until stopped by SIGTERM or SIGINT, or until a process cannot be kept running."""
     configure_logging("router-parent")
     keys = read_keys(command.validated().router)
+    check_machine()
     refuse_open_port(command.router, keys)
     security = router_security(command.link, command.security)
     router = dataclasses.replace(command.router, port=free_port(command.router))

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import psutil
 
+from mlxfleet.common.errors import ConfigError
+
 # macOS allows 104 bytes for a socket's path, and its own temporary folder takes half of them.
 RUNTIME_PARENT = "/tmp"
 RUNTIME_PREFIX = "mlxfleet-"
@@ -18,9 +20,13 @@ RUNTIME_PREFIX = "mlxfleet-"
 
 @contextlib.contextmanager
 def runtime_folder() -> Iterator[Path]:
-    """A folder that only this user can enter, gone at the end."""
+    """A folder that only this user can enter, gone at the end. ConfigError if it cannot be made."""
     remove_stale_runtimes()
-    folder = Path(tempfile.mkdtemp(prefix=f"{RUNTIME_PREFIX}{os.getpid()}-", dir=RUNTIME_PARENT))
+    prefix = f"{RUNTIME_PREFIX}{os.getpid()}-"
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=RUNTIME_PARENT))
+    except OSError as error:
+        raise ConfigError(f"cannot make a folder for sockets: {error}") from error
     try:
         yield folder
     finally:

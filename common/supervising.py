@@ -21,7 +21,7 @@ async def supervise(specs: Sequence[ProcessSpec], announce: Callable[[], Awaitab
 
     def on_signal() -> None:
         if stop.is_set():
-            log.warning("stopping at once")
+            log.info("stopping at once")
             supervisor.force()
         else:
             log.info("stopping; once more to stop at once")

@@ -37,9 +37,11 @@ class ChildFailedError(MlxfleetError):
 @dataclass(frozen=True)
 class ProcessSpec:
     """What to execute. `stop_order`: lower ones are stopped, and waited for, first.
-    `stop_grace_s` is how long SIGTERM may take before SIGKILL; None waits for ever. One that is
-    not `vital` is started again for ever, because others do its work meanwhile. `witnesses` are at
-    the other ends of its links and have recorded what it cannot tell if it is killed."""
+    `stop_grace_s` is how long SIGTERM may take before SIGKILL; None waits without a limit. One that
+    is not `vital` is started again without a limit, because others do its work meanwhile; but it
+    has to have been ready once. One that is not `awaited` neither holds up nor ends the start.
+    `witnesses` are at the other ends of its links and have recorded what it cannot tell if it is
+    killed."""
 
     name: str
     command: Sequence[str]
@@ -47,6 +49,7 @@ class ProcessSpec:
     stop_order: int
     stop_grace_s: float | None = STOP_GRACE_S
     vital: bool = True
+    awaited: bool = True
     witnesses: Sequence[str] = ()
 
 
@@ -88,12 +91,18 @@ class Supervisor:
         return {name: child.run.process.pid for name, child in self._children.items()}
 
     async def start(self, specs: Sequence[ProcessSpec]) -> None:
-        """Start all and wait until each is ready; ChildFailedError if one dies before that."""
+        """Start all and wait until each that is awaited is ready; ChildFailedError if one of them
+        dies before that."""
         for spec in specs:
-            child = Child(spec, await spawn(spec))
+            try:
+                child = Child(spec, await spawn(spec))
+            except OSError as error:
+                self._cannot_start(spec, error)
+                continue
             self._children[spec.name] = child
             child.keeper = asyncio.create_task(self._keep(child))
-        ready: set[asyncio.Future[Any]] = {c.run.ready for c in self._children.values()}
+        awaited = [child for child in self._children.values() if child.spec.awaited]
+        ready: set[asyncio.Future[Any]] = {child.run.ready for child in awaited}
         while ready and not self.failure.done():
             _, pending = await asyncio.wait(
                 ready | {self.failure}, return_when=asyncio.FIRST_COMPLETED
@@ -146,7 +155,7 @@ class Supervisor:
     async def _keep(self, child: Child) -> None:
         """Restart a child whenever it dies, with growing pauses, until stopped or hopeless: one
         that was refused would only be refused again."""
-        started = False
+        started = not child.spec.awaited
         while True:
             run = child.run
             code = await run.process.wait()
@@ -160,7 +169,7 @@ class Supervisor:
             if code < 0:
                 self.dump(child.spec.witnesses)
             started = started or run.ready.done()
-            if not started or code == ExitCode.REFUSED:
+            if not started or (child.spec.awaited and code == ExitCode.REFUSED):
                 self._give_up(ChildFailedError(why, as_exit_code(code)))
                 return
             child.deaths.append(time.monotonic())
@@ -180,13 +189,20 @@ class Supervisor:
         try:
             child.run = await spawn(child.spec)
         except OSError as error:
-            why = f"cannot start {child.spec.name}: {error}"
-            self._give_up(ChildFailedError(why, ExitCode.INTERNAL))
+            self._cannot_start(child.spec, error)
             return False
         if child.stopping.is_set():
             # It was too late for the stop that waits for the run before.
             signal_process(child.run.process, signal.SIGKILL)
         return True
+
+    def _cannot_start(self, spec: ProcessSpec, error: OSError) -> None:
+        """The system does not execute a process, and would not a second time."""
+        why = f"cannot start {spec.name}: {error}"
+        if spec.awaited:
+            self._give_up(ChildFailedError(why, ExitCode.INTERNAL))
+        else:
+            log.error("%s; going on without it", why)
 
     def _give_up(self, error: ChildFailedError) -> None:
         if not self.failure.done():

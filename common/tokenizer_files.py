@@ -54,8 +54,17 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise ModelError(f"cannot load the tokenizer in {folder}: {error}") from error
+    # What a broken file raises is whatever the code trips over; the Rust side raises Exception.
+    except Exception as error:
+        raise broken_tokenizer(folder, error) from error
+
+
+def broken_tokenizer(folder: Path, error: Exception) -> ModelError:
+    """What to say of a tokenizer that cannot be loaded: the file, if it is known which."""
+    ready_made = folder / "tokenizer.json"
+    place = ready_made if ready_made.exists() else folder
+    reason = str(error) or type(error).__name__
+    return ModelError(f"cannot load the tokenizer in {place}: {reason}")
 
 
 def load_fast_tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
@@ -65,7 +74,10 @@ def load_fast_tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
 
     path = folder / "tokenizer.json"
     if path.exists():
-        return Tokenizer.from_file(str(path))
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception as error:
+            raise broken_tokenizer(folder, error) from error
     backend = getattr(
         load_tokenizer(folder, trust_remote_code=trust_remote_code), "backend_tokenizer", None
     )

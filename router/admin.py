@@ -89,6 +89,7 @@ class Admin:
             "memory_bytes": status.info.memory_bytes,
             "state": nodes.state(name),
             "breaker": nodes.breaker_state(name),
+            "breaker_open_s": round(nodes.breaker_open_s(name), 1),
             "sequences": sequences,
             "silent_s": round(nodes.silent_s(name), 3),
             "tokens_per_s": round(nodes.tokens_per_s(name), 1),

@@ -40,6 +40,10 @@ class Breaker:
             return BreakerState.CLOSED
         return BreakerState.OPEN if now < self._open_until else BreakerState.HALF_OPEN
 
+    def closes_in_s(self, now: float) -> float:
+        """Seconds until a request may pass again; 0 if one may now."""
+        return 0.0 if self._open_until is None else max(0.0, self._open_until - now)
+
     def allows(self, now: float) -> bool:
         """Whether a request may go to the node."""
         match self.state(now):

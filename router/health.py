@@ -45,6 +45,8 @@ class NodeHealth:
         self.tokens_per_s = 0.0
         self._heard = self._progressed = now
         self._link_closed = False
+        self.left = False
+        """Whether it has said that it ends."""
         self._status = status
 
     def report(self, status: NodeStatus, now: float) -> None:
@@ -59,11 +61,24 @@ class NodeHealth:
         if not working or not same or before.running == 0:
             self._progressed = now
         self._heard = now
-        self._link_closed = False
+        self._link_closed = self.left = False
 
     def link_closed(self) -> None:
         """Nothing can be sent to the node until it reports again."""
         self._link_closed = True
+
+    def leave(self) -> None:
+        """It ends because it was asked to."""
+        self.left = True
+
+    @property
+    def progress(self) -> tuple[str, int, int]:
+        """What changes when it computes, or when it or its worker is started again."""
+        return self._status.incarnation, self._status.worker_restarts, self._status.steps
+
+    def only_stands_still(self, now: float) -> bool:
+        """Whether it reports as if all were well."""
+        return self._status.worker == "ready" and self.silent_s(now) <= HUNG_AFTER_S
 
     def silent_s(self, now: float) -> float:
         """Seconds since the last report."""
@@ -72,7 +87,7 @@ class NodeHealth:
     def state(self, now: float) -> State:
         """What it is doing now."""
         status = self._status
-        if self._link_closed or status.worker == "dead":
+        if self.left or self._link_closed or status.worker == "dead":
             return State.DEAD
         if status.worker == "loading":
             return State.LOADING

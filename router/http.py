@@ -18,6 +18,7 @@ from mlxfleet.common.errors import (
     DeadlineError,
     GenerationError,
     InvalidRequestError,
+    MethodNotAllowedError,
     RequestError,
     UnavailableError,
 )
@@ -116,6 +117,8 @@ class Api:
                 InvalidRequestError("the request body is too large", code="body_too_large"),
                 error.status,
             )
+        except web.HTTPMethodNotAllowed as error:
+            return method_not_allowed(request, error)
         except web.HTTPException as error:
             text = f"{request.method} {request.path}: {error.reason}"
             return error_response(InvalidRequestError(text, code="not_found"), error.status)
@@ -367,6 +370,15 @@ def error_response(error: RequestError, status: int | None = None) -> web.Respon
     response = json_response(error_body(error), status or error.status)
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(error.retry_after_s)
+    return response
+
+
+def method_not_allowed(request: web.Request, error: web.HTTPMethodNotAllowed) -> web.Response:
+    """The answer to a method that a path does not know, which names those that it does."""
+    allowed = ", ".join(sorted(error.allowed_methods))
+    text = f"{request.path} does not take {request.method}, only {allowed}"
+    response = error_response(MethodNotAllowedError(text, code="method_not_allowed"))
+    response.headers["Allow"] = allowed
     return response
 
 

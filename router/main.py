@@ -123,12 +123,9 @@ class RouterService(Service):
         await self._runner.cleanup()
         self._watching.cancel()
         self._following.cancel()
-        for channel in (
-            self._tokenizers.pool.channel,
-            self._dispatcher.nodes.pool.channel,
-            self._dispatcher.detokenizers.pool.channel,
-        ):
-            channel.close()
+        self._dispatcher.nodes.close()
+        for pool in (self._tokenizers.pool, self._dispatcher.detokenizers.pool):
+            pool.channel.close()
         if self._gatekeeper is not None:
             self._gatekeeper.close()
         self._context.term()

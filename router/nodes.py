@@ -18,6 +18,7 @@ from mlxfleet.common.messages import (
     PROTOCOL_VERSION,
     KvEvents,
     KvSnapshot,
+    Leaving,
     ModelInfo,
     NodeStatus,
     NodeToRouter,
@@ -29,6 +30,7 @@ from mlxfleet.router.breaker import Breaker, BreakerState
 from mlxfleet.router.catalog import Catalog
 from mlxfleet.router.claims import NameClaims, Verdict
 from mlxfleet.router.health import NodeHealth, State
+from mlxfleet.router.outages import Outages
 from mlxfleet.router.pool import Greeting, Pool
 from mlxfleet.router.routing import Routing
 
@@ -79,8 +81,15 @@ class Nodes:
         self._on_change = on_change
         self._on_refused = on_refused
         self._routing = routing
+        self._outages = Outages()
         self._changed = asyncio.Event()
         self.pool.channel.attach(self._on_message)
+
+    def close(self) -> None:
+        """Tell every node that the router ends as it should, and close the link."""
+        for name in self.pool.peers:
+            self.pool.send(name, Leaving())
+        self.pool.channel.close(linger_s=channels.GOODBYE_S)
 
     def model_info(self, model: str) -> ModelInfo | None:
         """What a model can do, as soon as a node has loaded it."""
@@ -106,6 +115,10 @@ class Nodes:
     def breaker_state(self, node: str) -> BreakerState:
         """Whether a node gets requests again after faults."""
         return self.breakers[node].state(time.monotonic())
+
+    def breaker_open_s(self, node: str) -> float:
+        """Seconds until a node gets a request again after faults, 0 if it may now."""
+        return self.breakers[node].closes_in_s(time.monotonic())
 
     def capacity(self, model: str) -> int | None:
         """Sequences that may be on a model's ready nodes at once, with those that wait there for a
@@ -179,15 +192,22 @@ class Nodes:
         by_name = (self.status, self.breakers, self._health, self._states, self._models)
         for known in (self.pool.peers, *by_name):
             known.pop(name, None)
+        self._outages.forget(name)
 
     def _look(self, name: str, now: float) -> None:
-        before, state = self._states.get(name), self._health[name].state(now)
+        health = self._health[name]
+        before, state = self._states.get(name), health.state(now)
+        if state.well:
+            self._outages.ended(name, health, now)
         if state is before:
             return
         self._states[name] = state
         if before is not None and before.well and not state.well:
-            log.warning("%s is %s", name, state)
-            self.breakers[name].fault(now)
+            if health.left:
+                log.info("%s has left", name)
+            else:
+                self._outages.began(name, state, health, now)
+                self.breakers[name].fault(now)
         self._tell()
 
     async def pick(
@@ -212,6 +232,10 @@ class Nodes:
         match message:
             case NodeStatus():
                 self._on_status(sender, message)
+            case Leaving():
+                if (node := self.pool.name_of(sender)) is not None:
+                    self._health[node].leave()
+                    self._look(node, time.monotonic())
             case Rejected():
                 if (node := self.pool.name_of(sender)) is not None:
                     self._on_rejected(node, message)

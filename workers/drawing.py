@@ -56,13 +56,13 @@ class Filters:
         )
 
 
-def draw(logits: mx.array, filters: Filters, keys: mx.array) -> mx.array:
-    """A token for each row: logits [rows, vocabulary] divided by the temperature and row keys
-    [rows, 2] to token ids [rows]."""
+def draw(logits: mx.array, highest: mx.array, filters: Filters, keys: mx.array) -> mx.array:
+    """A token for each row: logits [rows, vocabulary] divided by the temperature, the highest of
+    each row [rows, 1], and row keys [rows, 2] to token ids [rows]."""
     padding = -logits.shape[-1] % COLUMNS
     if padding:
         logits = mx.pad(logits, [(0, 0), (0, padding)], constant_values=-mx.inf)
-    weights = exp(logits - mx.max(logits, axis=-1, keepdims=True))
+    weights = exp(logits - highest)
     weights = restrict(weights, filters)
     grid = weights.reshape(weights.shape[0], -1, COLUMNS)
     groups = mx.log(mx.sum(grid, axis=1)) + gumbel(keys, mx.arange(COLUMNS))

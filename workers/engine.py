@@ -198,6 +198,7 @@ class Engine:
 
     def _read_tokens(self, rows: list[Row], sampled: Sampled, step: Step) -> None:
         tokens: Any = sampled.tokens.tolist()
+        peaks: Any = sampled.peaks.tolist()
         logprobs = read_logprobs(sampled, [row.sampling for row in rows])
         for index, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             if row.done:
@@ -206,6 +207,10 @@ class Engine:
             position = len(step.rids)
             step.rids.append(row.rid)
             step.ids.append(token)
+            if not math.isfinite(peaks[index]):
+                step.failed[position] = "not_finite"
+                row.done = row.failed = True
+                continue
             if index in logprobs:
                 step.logprobs[position] = logprobs[index]
             if reason := self._finish_reason(row, token):

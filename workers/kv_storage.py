@@ -38,7 +38,8 @@ class KVStorage(Protocol):
         """A new row, with nothing in it."""
 
     def drop(self, row: Row) -> None:
-        """Forget a row; one that is not here is no error."""
+        """Forget a row; one that is not here is no error. What one leaves behind that has failed
+        must not reach those that come after it."""
 
     def reset(self) -> None:
         """Forget every row."""

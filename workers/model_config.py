@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
+
+from mlxfleet.common.config import LEAST_CONTEXT
+from mlxfleet.common.errors import ModelError
 
 CONTEXT_KEYS = (
     "max_position_embeddings",
@@ -17,32 +21,52 @@ DEFAULT_CONTEXT = 32_768
 
 
 def context_length(config: dict[str, Any], max_context: int | None) -> int:
-    """Longest sequence in tokens that the model was made for, at most `max_context`."""
+    """Longest sequence in tokens that the model was made for, at most `max_context`. ModelError if
+    the model does not give a usable number."""
     places = (config, config.get("text_config") or {})
-    found = (place[key] for place in places for key in CONTEXT_KEYS if place.get(key))
-    length = int(next(found, DEFAULT_CONTEXT))
+    found = ((key, place[key]) for place in places for key in CONTEXT_KEYS if place.get(key))
+    key, length = next(found, ("", DEFAULT_CONTEXT))
+    if not isinstance(length, int | float) or not LEAST_CONTEXT <= length < math.inf:
+        raise ModelError(
+            f"{key} in the model's config.json is {length!r}, not a number of tokens from"
+            f" {LEAST_CONTEXT} on"
+        )
+    length = int(length)
     return min(length, max_context or length)
 
 
 def eos_ids(folder: Path, config: dict[str, Any]) -> set[int]:
-    """Every token id that ends a sequence, from the model's configuration and tokenizer's."""
+    """Every token id that ends a sequence, from the model's configuration and tokenizer's.
+    ModelError if they are no numbers."""
     configured = config.get("eos_token_id")
     if configured is None:
         configured = (config.get("text_config") or {}).get("eos_token_id")
-    ids = {configured} if isinstance(configured, int) else set(configured or ())
-    return ids | tokenizer_eos_ids(folder)
+    ids = [configured] if type(configured) is int else configured or []
+    if not isinstance(ids, list) or not all(type(token) is int and token >= 0 for token in ids):
+        raise ModelError(
+            f"eos_token_id in {folder}/config.json or generation_config.json is"
+            f" {configured!r}, not a token id or a list of them"
+        )
+    return set(ids) | tokenizer_eos_ids(folder)
 
 
 def tokenizer_eos_ids(folder: Path) -> set[int]:
-    """The id of the tokenizer's `eos_token`, if the folder's files tell."""
+    """The id of the tokenizer's `eos_token`, if the folder's files tell. ModelError if they are
+    broken."""
     try:
         settings = json.loads((folder / "tokenizer_config.json").read_text())
         tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    except (OSError, ValueError):
+        token = settings.get("eos_token")
+        text = token.get("content") if isinstance(token, dict) else token
+        added = tokenizer.get("added_tokens", [])
+        return {int(token["id"]) for token in added if token["content"] == text}
+    except OSError:
         return set()
-    token = settings.get("eos_token")
-    text = token.get("content") if isinstance(token, dict) else token
-    return {added["id"] for added in tokenizer.get("added_tokens", []) if added["content"] == text}
+    except (ValueError, AttributeError, LookupError, TypeError) as error:
+        raise ModelError(
+            f"cannot read the special tokens in {folder}/tokenizer.json and"
+            f" tokenizer_config.json: {error!r}"
+        ) from error
 
 
 def text_config(config: dict[str, Any]) -> dict[str, Any]:

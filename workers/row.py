@@ -11,7 +11,9 @@ from mlxfleet.workers.sampling import SamplingRow
 
 @dataclass(eq=False)
 class Row:
-    """`token_ids` are prompt and output so far, as they were when the row was admitted."""
+    """`token_ids` are prompt and output so far, as they were when the row was admitted. One that
+    has `failed` has numbers that are not finite, in its logits and perhaps in its keys and
+    values."""
 
     rid: str
     token_ids: list[int]
@@ -19,6 +21,7 @@ class Row:
     prefilled: int = 0
     generated: int = 0
     done: bool = False
+    failed: bool = False
 
     @property
     def prefill_tokens(self) -> int:

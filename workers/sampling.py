@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxfleet.common.messages import Sampling, TokenLogprobs
-from mlxfleet.workers.cpu_argmax import argmax
+from mlxfleet.workers.cpu_argmax import largest
 from mlxfleet.workers.drawing import Filters, column, draw
 from mlxfleet.workers.randomness import row_key
 
@@ -44,10 +44,12 @@ class SamplingRow:
 
 @dataclass
 class Sampled:
-    """Tokens of one step, not yet evaluated: `tokens` [rows]. For the rows in `logprob_rows`:
-    `chosen` [n], `top_ids` and `top_logprobs` [n, k] in falling order."""
+    """Tokens of one step, not yet evaluated: `tokens` [rows], and `peaks` [rows], the largest logit
+    of each row, by which a row of numbers that are not finite is known. For the rows in
+    `logprob_rows`: `chosen` [n], `top_ids` and `top_logprobs` [n, k] in falling order."""
 
     tokens: mx.array
+    peaks: mx.array
     logprob_rows: list[int]
     chosen: mx.array | None = None
     top_ids: mx.array | None = None
@@ -56,7 +58,7 @@ class Sampled:
     def arrays(self) -> list[mx.array]:
         """All that has to be evaluated."""
         optional = (self.chosen, self.top_ids, self.top_logprobs)
-        return [self.tokens, *(array for array in optional if array is not None)]
+        return [self.tokens, self.peaks, *(array for array in optional if array is not None)]
 
 
 class Sampler:
@@ -92,12 +94,12 @@ class Sampler:
         raw = first_rows(padded, len(self._rows))
         logits = self._adjusted(raw)
         # Whole, logits that were not adjusted are in one piece, which argmax is fastest with.
-        tokens = self._choose(logits, padded if logits is raw else logits)
+        tokens, peaks = self._choose(logits, padded if logits is raw else logits)
         if self._penalties is not None:
             self._penalties.observe(tokens)
         for row in self._rows:
             row.position += 1
-        return self._with_logprobs(raw, tokens)
+        return self._with_logprobs(raw, Sampled(tokens, peaks, self._logprob_rows))
 
     def _adjusted(self, logits: mx.array) -> mx.array:
         """With penalties and biases, if there are any."""
@@ -133,26 +135,31 @@ class Sampler:
             rows, ids, values = zip(*entries, strict=True)
             self._bias = (mx.array(rows), mx.array(ids), mx.array(values, dtype=mx.float32))
 
-    def _choose(self, logits: mx.array, padded: mx.array) -> mx.array:
-        """Argmax for greedy rows, a draw for the others: token ids [rows]. `padded` begins with
-        the rows of `logits`."""
+    def _choose(self, logits: mx.array, padded: mx.array) -> tuple[mx.array, mx.array]:
+        """Argmax for greedy rows, a draw for the others: token ids and peaks, each [rows].
+        `padded` begins with the rows of `logits`."""
+        rows = len(self._rows)
         if self._drawn_rows is None:
-            return first_rows(argmax(padded), len(self._rows))
+            tokens, peaks = largest(padded)
+            return first_rows(tokens, rows), first_rows(peaks, rows)
         everything = len(self._drawn) == len(self._rows)
         some = logits if everything else logits[self._drawn_rows]
         numbers = [
             row_key(self._rows[i].sampling.seed, self._rows[i].position) for i in self._drawn
         ]
         keys = mx.array(numbers, dtype=mx.uint32)
-        drawn = draw(some.astype(mx.float32) / self._temperature, self._filters, keys)
+        scaled = some.astype(mx.float32) / self._temperature
+        highest = mx.max(scaled, axis=-1, keepdims=True)
+        drawn = draw(scaled, highest, self._filters, keys)
         if everything:
-            return drawn
-        tokens = first_rows(argmax(padded), len(self._rows))
+            return drawn, highest.reshape(-1)
+        tokens, peaks = largest(padded)
+        tokens = first_rows(tokens, rows)
         tokens[self._drawn_rows] = drawn
-        return tokens
+        return tokens, first_rows(peaks, rows)
 
-    def _with_logprobs(self, logits: mx.array, tokens: mx.array) -> Sampled:
-        sampled = Sampled(tokens, self._logprob_rows)
+    def _with_logprobs(self, logits: mx.array, sampled: Sampled) -> Sampled:
+        tokens = sampled.tokens
         if not self._logprob_rows:
             return sampled
         index = mx.array(self._logprob_rows)

@@ -51,6 +51,10 @@ TOKENS_AHEAD = 64
 HELD_SHARE = 0.08
 MAX_HELD_S = 0.02
 MIN_HELD_S = 0.001
+NOT_FINITE = (
+    "the model computed NaN or infinite numbers for this request, so there is no next token;"
+    " its weights or its precision may be at fault"
+)
 # Of the mean length of sequences in time, what the last one counts.
 NEWEST_SHARE = 0.1
 
@@ -91,6 +95,7 @@ class Scheduler:
         self._running: dict[str, Sequence] = {}
         self._finished: OrderedDict[str, None] = OrderedDict()
         self._commands: list[SchedulerToWorker] = []
+        self._given_up: list[Rejected] = []
         # Of each pass that was sent and not reported: how many rows it is for.
         self._passes_ahead: deque[int] = deque()
         self._model: ModelInfo | None = None
@@ -315,9 +320,9 @@ class Scheduler:
             sequence.started = True
 
     def on_step(self, step: Step) -> Iterator[tuple[str, Tokens]]:
-        """Take in a step; yield its tokens per detokenizer."""
+        """Take in a step; yield its tokens per detokenizer. Then see `take_given_up`."""
         self.steps += 1
-        self.generated_tokens += len(step.ids)
+        self.generated_tokens += len(step.ids) - len(step.failed)
         self.busy_s += step.pass_s
         self.idle_s += step.idle_s
         self._measure(step)
@@ -326,6 +331,9 @@ class Scheduler:
         for position, (row, token) in enumerate(zip(step.rids, step.ids, strict=True)):
             sequence = self._running.get(row)
             if sequence is None:
+                continue
+            if position in step.failed:
+                self._not_finite(sequence)
                 continue
             logprobs = step.logprobs.get(position)
             reason = step.finish.get(position)
@@ -342,6 +350,23 @@ class Scheduler:
             if finish is not None:
                 self._finish(sequence, finish)
         yield from columns.items()
+
+    def take_given_up(self) -> list[Rejected]:
+        """The sequences given up since this was last asked."""
+        rejected, self._given_up = self._given_up, []
+        return rejected
+
+    def _not_finite(self, sequence: Sequence) -> None:
+        """The model gave numbers of which none is the largest. They may come from what another
+        sequence has left in memory, so it is computed once more, in memory that is cleared and
+        without the prefix cache. The second time they are its own."""
+        if not sequence.suspect:
+            sequence.suspect = True
+            self._preempt(sequence, computed=[])
+            return
+        self._leave(sequence, "not finite", computed=[])
+        del self._sequences[sequence.rid]
+        self._given_up.append(rejection(sequence, "not_finite", NOT_FINITE))
 
     def _measure(self, step: Step) -> None:
         """Learn from how long the pass took."""
@@ -422,6 +447,8 @@ class Scheduler:
             owner = sequence.waits_for.owner
             if owner is None or not self._store_computed(owner):
                 return None
+        if sequence.suspect:
+            return self._tree.match([])
         while True:
             match = self._tree.match(sequence.token_ids()[:-1])
             sequence.waits_for = match.pending
@@ -493,9 +520,9 @@ class Scheduler:
                 sequence.reserved_bytes += more_bytes
                 self.kv_used_bytes += more_bytes
 
-    def _preempt(self, sequence: Sequence) -> None:
+    def _preempt(self, sequence: Sequence, computed: list[int] | None = None) -> None:
         self.preemptions += 1
-        self._leave(sequence, "preempted")
+        self._leave(sequence, "preempted", computed)
         sequence.preemptions += 1
         self._wait_first(sequence)
 
@@ -563,13 +590,16 @@ class Scheduler:
             oldest, _ = self._finished.popitem(last=False)
             del self._sequences[oldest]
 
-    def _leave(self, sequence: Sequence, why: str) -> None:
-        """Out of the worker; what it has computed stays in the cold store."""
+    def _leave(self, sequence: Sequence, why: str, computed: list[int] | None = None) -> None:
+        """Out of the worker; what it has computed stays in the cold store, or the tokens `computed`
+        alone."""
+        if computed is None:
+            computed = sequence.computed_ids()
         sequence.leave_phase(self._now(), why)
         del self._running[sequence.row]
         self.kv_used_bytes -= sequence.reserved_bytes
         assert sequence.lease is not None
-        write = self._tree.end(sequence.lease, sequence.computed_ids())
+        write = self._tree.end(sequence.lease, computed)
         sequence.lease = None
         self._store(sequence.row, write)
         self._commands.append(Drop(sequence.row))

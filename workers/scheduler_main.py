@@ -23,12 +23,14 @@ from mlxfleet.common.messages import (
     PROTOCOL_VERSION,
     Admitted,
     Generate,
+    Leaving,
     MachineSample,
     NodeStatus,
     NodeToDetokenizer,
     NodeToRouter,
     Ping,
     Refused,
+    Rejected,
     Release,
     Resend,
     Reset,
@@ -102,6 +104,7 @@ class SchedulerService(Service):
         )
         self._incarnation = ""
         self._router_session = ""
+        self._router_leaves = False
         self._rejoin_pause_s = 0.0
         self._rejoining: asyncio.TimerHandle | None = None
         self.joined = asyncio.Event()
@@ -168,7 +171,8 @@ class SchedulerService(Service):
         if self._told.telemetry_address:
             self._sensors.close()
         self._workers.close()
-        self._router.close()
+        self._router.send(Leaving())
+        self._router.close(linger_s=channels.GOODBYE_S)
         if self._owns_context:
             self._context.term()
         if self._owns_tracer:
@@ -198,7 +202,10 @@ class SchedulerService(Service):
         if self._rejoining is not None:
             return
         if self._router_session:
-            log.warning("the connection to the router is lost")
+            if self._router_leaves:
+                log.info("the router has stopped; waiting for it")
+            else:
+                log.warning("the connection to the router is lost")
             self._rejoin_pause_s = 0.0
         else:
             self._rejoin_pause_s = min(MAX_PAUSE_S, 2 * self._rejoin_pause_s or FIRST_PAUSE_S)
@@ -227,6 +234,8 @@ class SchedulerService(Service):
                 self._scheduler.journal.ask_snapshot()
             case Welcome():
                 self._welcome(message)
+            case Leaving():
+                self._router_leaves = True
             case Refused():
                 fail(RefusedError(f"the router refused this node: {message.reason}"))
         self._pump_soon()
@@ -242,6 +251,7 @@ class SchedulerService(Service):
                 self._metrics.on_step(message)
                 for detokenizer, tokens in self._scheduler.on_step(message):
                     self._forward(detokenizer, tokens)
+                self._give_up(self._scheduler.take_given_up())
         self._pump()
 
     def _pump_soon(self) -> None:
@@ -287,8 +297,7 @@ class SchedulerService(Service):
         self._worker_identity = sender
         self._epoch = new_incarnation()
         self._workers.send(Reset(self._epoch), to=sender)
-        for rejected in self._scheduler.worker_ready(status.model):
-            self._router.send(rejected)
+        self._give_up(self._scheduler.worker_ready(status.model))
         self._send_status()
         self._note_joined()
 
@@ -297,6 +306,7 @@ class SchedulerService(Service):
             # A router that restarted has lost its clients.
             self._scheduler.release_all()
             self._router_session = welcome.session
+            self._router_leaves = False
             log.info("%s has joined %s", self._told.node, self._told.router_address)
         self._rejoin_pause_s = 0.0
         if welcome.model not in ("", self._metrics.model):
@@ -362,6 +372,13 @@ class SchedulerService(Service):
             earlier = self._undelivered.get(rid)
             if earlier is None or earlier.attempt != attempt:
                 self._undelivered[rid] = Resend(rid, attempt, detokenizer, start)
+
+    def _give_up(self, rejected: list[Rejected]) -> None:
+        """Tell the router of sequences that do not go on here."""
+        for rejection in rejected:
+            if rejection.code == "not_finite":
+                log.error("%s: %s", rejection.rid, rejection.message)
+            self._router.send(rejection)
 
     def _deliver_again(self) -> None:
         late, self._undelivered = self._undelivered, {}

@@ -26,10 +26,11 @@ class Sequence:
     per token that this node generated itself, so it is aligned with the end of `output_ids`.
     `arrival` is the order in which sequences came; `waits_for` a block that another sequence is
     about to compute; `worker_deaths` counts the workers that died while it ran, `started` says that
-    this one has taken it. `expected_tokens` are those to be prefilled when it leaves the queue,
-    `began_s` is when it did, in seconds of the worker's running. It came into the queue at
-    `queued_s` and left it at `prefill_began_s`, None when the next token after that has come; by
-    the scheduler's clock. `chunks` are the pieces in which its prompt was prefilled since then."""
+    this one has taken it, `suspect` that its logits have been other than finite numbers.
+    `expected_tokens` are those to be prefilled when it leaves the queue, `began_s` is when it did,
+    in seconds of the worker's running. It came into the queue at `queued_s` and left it at
+    `prefill_began_s`, None when the next token after that has come; by the scheduler's clock.
+    `chunks` are the pieces in which its prompt was prefilled since then."""
 
     rid: str
     attempt: str
@@ -42,6 +43,7 @@ class Sequence:
     admissions: int = 0
     worker_deaths: int = 0
     preemptions: int = 0
+    suspect: bool = False
     started: bool = False
     admitted_tokens: int = 1
     prefill_sent: int = 0

@@ -24,12 +24,17 @@ class Place:
 
 
 class Slab:
-    """The rows of one capacity class. A freed slot is None until `compact`."""
+    """The rows of one capacity class. A freed slot is None until `compact`.
+
+    Attention multiplies what is beyond a row's length by 0, which is enough unless it is infinite
+    or NaN. With `clears_slots`, a slot is emptied before a row comes into it.
+    """
 
     def __init__(self, capacity: int, shapes: Sequence[LayerShape], format: Format) -> None:
         self.capacity = capacity
         self.places: list[Place | None] = []
         self.slots = 0
+        self.clears_slots = False
         self._shapes = shapes
         self._format = format
         self.dtype = shapes[0].dtype
@@ -46,6 +51,8 @@ class Slab:
         free = self.places.index(None) if None in self.places else len(self.places)
         place.slab, place.slot = self, free
         self.places[free : free + 1] = [place]
+        if self.clears_slots:
+            self._clear(free)
 
     def resize(self, slots: int) -> None:
         """Have this many slots, at least as many as are used."""
@@ -78,6 +85,8 @@ class Slab:
         for place in live:
             if place.slot >= len(live):
                 slot = next(holes)
+                if self.clears_slots:
+                    self._clear(slot)
                 self._copy(self, place.slot, slot, place.length)
                 self.places[slot] = place
                 place.slot = slot
@@ -89,6 +98,11 @@ class Slab:
         self.add(place)
         self._copy(old, slot, place.slot, place.length)
         old.places[slot] = None
+
+    def _clear(self, slot: int) -> None:
+        """Make a slot as it was when it was new."""
+        for plane in self.arrays():
+            plane[slot] = 0
 
     def _copy(self, source: Slab, slot: int, to: int, length: int) -> None:
         if length == 0:

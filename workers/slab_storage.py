@@ -81,6 +81,10 @@ class SlabStorage:
 
     def drop(self, row: Row) -> None:
         """Free a row's slot."""
+        if row.failed:
+            # It may have been in other slots before.
+            for slab in self._slabs.values():
+                slab.clears_slots = True
         place = self._places.pop(row, None)
         if place is not None:
             place.slab.places[place.slot] = None
@@ -157,10 +161,9 @@ class SlabStorage:
     def load(self, row: Row, blocks: Sequence[int], tokens: int) -> None:
         """Start a row with the first `tokens` tokens of these blocks."""
         place = self._places[row]
-        stop = len(blocks) * BLOCK_TOKENS
         for index, planes in enumerate(place.slab.layers):
             for i, found in enumerate(self._cold.read(index, blocks)):
-                planes[i][place.slot, :, :stop] = found
+                planes[i][place.slot, :, :tokens] = found[:, :tokens]
         place.length = tokens
 
     def _launch_stores(self) -> None:

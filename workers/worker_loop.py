@@ -161,9 +161,11 @@ class WorkerRun:
         self._stopping = False
 
     def startup(self) -> None:
-        """Load the model, then connect: a worker that presents itself can generate."""
-        signal.signal(signal.SIGTERM, self._on_terminate)
+        """Load the model, then connect: a worker that presents itself can generate. A SIGTERM ends
+        the loading at once, and the process."""
+        signal.signal(signal.SIGTERM, end_at_once)
         engine, model = self._load()
+        signal.signal(signal.SIGTERM, self._on_terminate)
         self._context = zmq.Context()
         self._worker = Worker(engine, model, self._context, self._scheduler_address)
 
@@ -183,6 +185,12 @@ class WorkerRun:
 
     def _on_terminate(self, number: int, frame: FrameType | None) -> None:
         self._stopping = True
+
+
+def end_at_once(number: int, frame: FrameType | None) -> NoReturn:
+    """Handle a signal that comes before there is anything to finish. Python unwinds, so that the
+    memory of a GPU is given back."""
+    sys.exit(ExitCode.OK)
 
 
 def run_worker(

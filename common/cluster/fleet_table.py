@@ -32,12 +32,12 @@ def fleet_table(url: str, fleet: Fleet) -> Table:
 
 def row(node: FleetNode) -> list[str]:
     """A node's cells."""
-    style = STYLES.get(node.state, "bold red")
+    style = STYLES.get(node.shown_state, "bold red")
     return [
         escape(node.name),
         escape(node.chip) or UNKNOWN,
         escape(node.model) or UNKNOWN,
-        f"[{style}]{escape(node.state) or UNKNOWN}[/]",
+        f"[{style}]{escape(node.shown_state) or UNKNOWN}[/]",
         str(node.running),
         str(node.queued),
         kv_share(node),

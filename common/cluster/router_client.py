@@ -18,6 +18,7 @@ from msgspec import Struct
 from mlxfleet.common.admin_header import ADMIN_HEADERS
 from mlxfleet.common.cluster.file import Cluster
 from mlxfleet.common.errors import ConfigError, MlxfleetError, NetworkError
+from mlxfleet.common.key_files import refuse_readable
 from mlxfleet.common.preflight import API_KEY_ENV
 
 ADMIN_KEY_ENV = "MLXFLEET_ADMIN_KEY"
@@ -33,6 +34,8 @@ class FleetNode(Struct):
     model: str = ""
     chip: str = ""
     state: str = ""
+    breaker: str = "closed"
+    breaker_open_s: float = 0.0
     sequences: int = 0
     running: int = 0
     queued: int = 0
@@ -45,8 +48,18 @@ class FleetNode(Struct):
 
     @property
     def generates(self) -> bool:
-        """Whether it takes requests."""
+        """Whether it generates. Its breaker may still keep requests away."""
         return self.state in GENERATING
+
+    @property
+    def shown_state(self) -> str:
+        """Its state for people: one that would get requests gets none while its breaker is open,
+        and one at a time until that has gone well."""
+        if not self.generates or self.breaker == "closed":
+            return self.state
+        if self.breaker == "half_open":
+            return "breaker half open"
+        return f"breaker open {self.breaker_open_s:.0f} s"
 
     @property
     def load(self) -> int:
@@ -150,7 +163,8 @@ def refused(url: str, status: int, body: bytes) -> MlxfleetError:
 
 
 def first_key(path: Path) -> str | None:
-    """The first key of a key file."""
+    """The first key of a key file. ConfigError if others can read it."""
+    refuse_readable("--api-key-file", path)
     lines = (line.strip() for line in path.read_text().splitlines())
     return next((line for line in lines if line and not line.startswith("#")), None)
 

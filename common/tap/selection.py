@@ -34,7 +34,7 @@ COLUMNS = {
         ("rids", "attempts", "starts", "ids", "offsets", "texts"), ("finish", "logprobs")
     ),
     "prefill": Columns(("rids", "tokens")),
-    "step": Columns(("rids", "ids"), ("finish", "logprobs")),
+    "step": Columns(("rids", "ids"), ("finish", "failed", "logprobs")),
 }
 # Pairs of a rid and something else.
 PAIRS = {"step": "prefilled"}

@@ -68,6 +68,7 @@ SHOWN: Fields = {
     "close_stream": fields("rid attempt"),
     "text": fields("rids attempts starts offsets", finish=FINISH),
     "stream_lost": fields("rid attempt"),
+    "leaving": fields(""),
     "reset": fields("epoch"),
     "ping": fields(""),
     "admit": fields("rid n_output cached_tokens cached_blocks", sampling=SAMPLING),
@@ -80,7 +81,7 @@ SHOWN: Fields = {
         " mlx_peak_bytes",
         model=MODEL,
     ),
-    "step": fields("epoch rids finish prefilled decoded_rows pass_s idle_s"),
+    "step": fields("epoch rids finish failed prefilled decoded_rows pass_s idle_s"),
 }
 
 TOKEN_TEXT = "token bytes logprob"

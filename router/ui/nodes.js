@@ -15,7 +15,8 @@ const SILENT_S = 2;
 const SLOWDOWN = 1.05;
 
 const toneOf = (state) => STATE_TONES[state] ?? "bad";
-const takesRequests = (node) => toneOf(node.state) === "good" && node.breaker === "closed";
+const generates = (node) => toneOf(node.state) === "good";
+const takesRequests = (node) => generates(node) && node.breaker === "closed";
 const sensors = (node) => node.telemetry ?? {};
 
 const NODE_COLUMNS = [
@@ -38,12 +39,21 @@ function showName(node, { severalModels }) {
 
 function showState(node) {
   const restarts = node.restarts + node.worker_restarts;
+  const kept = generates(node) && !takesRequests(node);
   const sub = joined(
+    kept && node.state,
     node.silent_s > SILENT_S && `silent ${duration(node.silent_s)}`,
-    node.breaker !== "closed" && `breaker ${node.breaker.replaceAll("_", " ")}`,
+    !kept && node.breaker !== "closed" && breakerOf(node),
     restarts > 0 && counted(restarts, "restart"),
   );
+  if (kept) return { text: breakerOf(node), tone: "bad", sub };
   return { text: node.state, tone: toneOf(node.state), sub };
+}
+
+/** What keeps requests away after faults, and for how long. */
+function breakerOf({ breaker, breaker_open_s }) {
+  const left = breaker_open_s > 0 && duration(breaker_open_s);
+  return ["breaker", breaker.replaceAll("_", " "), left].filter(Boolean).join(" ");
 }
 
 function showLoad(node) {

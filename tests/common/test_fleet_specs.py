@@ -52,6 +52,8 @@ def test_one_process_reads_the_sensors_for_all_nodes_unless_that_is_off(tmp_path
     specs = make_specs(launch(nodes=2), tmp_path, Path("model"), "model", ())
     [telemetry] = [spec for spec in specs if spec.name == "telemetry"]
     assert not telemetry.vital
+    assert not telemetry.awaited
+    assert all(spec.awaited for spec in specs if spec is not telemetry)
     told = config.load(TelemetryProcess, tmp_path / "telemetry.json")
     scheduler = config.load(SchedulerProcess, tmp_path / "scheduler-1.json")
     assert told.address == scheduler.telemetry_address != ""

@@ -16,6 +16,7 @@ from mlxfleet.common.key_files import (
     is_key,
     node_secret_path,
     read_key,
+    refuse_readable,
     write_keys,
 )
 
@@ -94,3 +95,14 @@ def test_every_key_is_one(key: bytes) -> None:
     from zmq.utils import z85
 
     assert is_key(z85.encode(key).decode())
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o620, 0o602])
+def test_files_with_secrets_are_for_their_owner_only(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "keys"
+    path.write_text("a-key")
+    path.chmod(mode)
+    with pytest.raises(ConfigError, match=f"--api-key-file: others can read {path}"):
+        refuse_readable("--api-key-file", path)
+    path.chmod(0o400)
+    refuse_readable("--api-key-file", path)

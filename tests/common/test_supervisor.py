@@ -231,6 +231,48 @@ def test_a_process_that_is_never_ready_does_not_hide_a_death(notes: Notes) -> No
     run(test)
 
 
+@pytest.mark.usefixtures("_quick")
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), 9)", "raise ValueError", "sys.exit(73)"])
+def test_one_that_is_not_awaited_does_not_end_the_start_and_is_started_again(
+    notes: Notes, end: str
+) -> None:
+    program = f"note('run'); {end}"
+
+    async def test(supervisor: Supervisor) -> None:
+        extra = spec("extra", program, notes, vital=False, awaited=False)
+        await supervisor.start([extra, spec("a", PATIENT, notes)])
+        await until(lambda: notes.lines().count("run") >= 3, "two restarts")
+        assert not supervisor.failure.done()
+
+    run(test)
+
+
+def test_one_that_is_not_awaited_does_not_hold_up_the_start(notes: Notes) -> None:
+    async def test(supervisor: Supervisor) -> None:
+        extra = spec("extra", "wait()", notes, vital=False, awaited=False)
+        await asyncio.wait_for(supervisor.start([extra, spec("a", PATIENT, notes)]), DEADLINE_S)
+
+    run(test)
+
+
+@pytest.mark.parametrize("awaited", [True, False])
+def test_what_cannot_be_executed_ends_the_start_only_if_it_is_awaited(
+    notes: Notes, awaited: bool
+) -> None:
+    async def test(supervisor: Supervisor) -> None:
+        nothing = ProcessSpec(
+            name="x", command=["/nonexistent"], environment={}, stop_order=0, awaited=awaited
+        )
+        start = supervisor.start([nothing, spec("a", PATIENT, notes)])
+        if awaited:
+            with pytest.raises(ChildFailedError, match="cannot start x"):
+                await start
+        else:
+            await start
+
+    run(test)
+
+
 # --- restart --------------------------------------------------------------------------------------
 
 

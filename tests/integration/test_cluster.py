@@ -38,6 +38,7 @@ class Cluster:
         self.file = hosts.folder / "cluster.toml"
         self.url = f"http://{hosts.addresses[0]}:8000"
         (hosts.folder / "api-keys").write_text(API_KEY + "\n")
+        (hosts.folder / "api-keys").chmod(0o600)
 
     def write(self, max_queue: int = 64, node_c: str = "") -> None:
         """Write the file; `node_c` are settings of that node alone."""

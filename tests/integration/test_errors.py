@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 
 import pytest
 
@@ -112,8 +113,18 @@ def test_missing_fields(tiny_fleet: Fleet) -> None:
 def test_unknown_model_and_paths(tiny_fleet: Fleet) -> None:
     status, body, _ = tiny_fleet.post("/v1/chat/completions", {**CHAT, "model": "gpt-9"})
     assert (status, body["error"]["param"]) == (404, "model")
-    assert tiny_fleet.post("/v1/nothing", {})[0] == 404
-    assert tiny_fleet.get("/v1/chat/completions")[0] == 405
+    status, body, _ = tiny_fleet.post("/v1/nothing", {})
+    assert (status, body["error"]["code"]) == (404, "not_found")
+
+
+def test_a_method_that_a_path_does_not_take_is_told_from_an_unknown_path(
+    tiny_fleet: Fleet,
+) -> None:
+    status, body, headers = tiny_fleet.post("/health", {})
+    assert (status, body["error"]["code"]) == (405, "method_not_allowed")
+    assert headers["Allow"] == "GET, HEAD"
+    status, text = tiny_fleet.get("/v1/chat/completions")
+    assert (status, json.loads(text)["error"]["code"]) == (405, "method_not_allowed")
 
 
 def test_oversized_body(tiny_fleet: Fleet) -> None:

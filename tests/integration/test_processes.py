@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -16,6 +18,7 @@ import pytest
 
 from mlxfleet.common.errors import ExitCode
 from tests.integration.fleet import COMMAND, Fleet, wait_for
+from tests.integration.joined import Front, Node
 
 NAMES = {"router", "tokenizer-0", "detokenizer-0", "scheduler-0", "worker-0"}
 
@@ -28,8 +31,12 @@ def maps(process: psutil.Process) -> str:
     return Path(f"/proc/{process.pid}/maps").read_text()
 
 
-def launch_and_fail(*arguments: str, environment: dict[str, str] | None = None) -> tuple[int, str]:
-    """Exit code and standard error of a launch that cannot work."""
+def launch_and_fail(
+    *arguments: str,
+    environment: dict[str, str] | None = None,
+    before: Callable[[], None] | None = None,
+) -> tuple[int, str]:
+    """Exit code and standard error of a launch that cannot work; `before` runs in its process."""
     done = subprocess.run(
         [COMMAND, "launch", *arguments],
         stdin=subprocess.DEVNULL,
@@ -37,8 +44,10 @@ def launch_and_fail(*arguments: str, environment: dict[str, str] | None = None) 
         text=True,
         timeout=90,
         env={**os.environ, **(environment or {})},
+        preexec_fn=before,
         check=False,
     )
+    assert "Traceback" not in done.stderr
     return done.returncode, " ".join(done.stderr.split())
 
 
@@ -81,7 +90,19 @@ def test_sockets_are_private_and_short(tiny_fleet: Fleet) -> None:
     assert stat.S_IMODE(orders.stat().st_mode) == 0o600
 
 
-def test_no_child_survives_a_killed_parent(tiny_model: Path) -> None:
+@pytest.fixture
+def _busy_machine() -> Iterator[None]:
+    """A process on every core, and one more, that want all the time there is."""
+    burn = [sys.executable, "-S", "-c", "while True: pass"]
+    burners = [subprocess.Popen(burn) for _ in range((os.cpu_count() or 1) + 1)]
+    yield
+    for burner in burners:
+        burner.kill()
+        burner.wait()
+
+
+@pytest.mark.usefixtures("_busy_machine")
+def test_no_child_survives_a_killed_parent_on_a_busy_machine(tiny_model: Path) -> None:
     with Fleet("--model", str(tiny_model)) as fleet:
         processes = list(children(fleet).values())
         # Keep the worker busy, so that it is in native code when it happens.
@@ -93,6 +114,29 @@ def test_no_child_survives_a_killed_parent(tiny_model: Path) -> None:
         fleet.process.kill()
         wait_for(lambda: not any(map(runs, processes)), "every child to end", deadline_s=2.0)
         busy.join(timeout=10)
+
+
+WATCHES = """
+import signal, threading
+from mlxfleet.common.process import exit_with_parent
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+threading.Thread(target=exit_with_parent, daemon=True).start()
+print("ready", flush=True)
+while True:
+    sum(range(1_000_000))
+"""
+
+
+def test_a_child_that_never_gets_to_its_end_is_ended_by_the_kernel() -> None:
+    """What a Mac's processes rely on, where the kernel does not watch the parent."""
+    with subprocess.Popen(
+        [sys.executable, "-c", WATCHES], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdin is not None
+        assert child.stdout.readline() == b"ready\n"
+        child.stdin.close()
+        assert child.wait(timeout=10) == -signal.SIGALRM
 
 
 def runs(process: psutil.Process) -> bool:
@@ -251,6 +295,99 @@ def test_broken_model_says_why(tiny_model: Path, tmp_path: Path) -> None:
     assert "no_such_architecture" in output
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("tokenizer.json", "{ not json"),
+        ("tokenizer.json", '{"a": 1}'),
+        ("tokenizer.json", "[]"),
+        ("config.json", "{ not json"),
+        ("config.json", "[]"),
+        ("generation_config.json", '{"eos_token_id": "x"'),
+        ("tokenizer_config.json", "null"),
+    ],
+)
+def test_a_broken_file_of_a_model_is_named(
+    tiny_model: Path, tmp_path: Path, name: str, text: str
+) -> None:
+    for file in tiny_model.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / name).unlink()
+    (tmp_path / name).write_text(text)
+    code, output = launch_and_fail("--port", "0", "--model", str(tmp_path))
+    assert code == ExitCode.MODEL
+    assert name in output.partition("error:")[2]
+
+
+def test_a_context_too_short_for_anything_is_refused(tiny_model: Path) -> None:
+    code, output = launch_and_fail("--port", "0", "--model", str(tiny_model), "--max-context", "1")
+    assert code == ExitCode.CONFIG
+    assert "--max-context" in output
+
+
+def test_few_open_files_are_refused_with_what_to_do(tiny_model: Path) -> None:
+    code, output = launch_and_fail(
+        *("--port", "0", "--model", str(tiny_model)),
+        before=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)),
+    )
+    assert code == ExitCode.CONFIG
+    assert "64 files" in output
+    assert "ulimit" in output
+
+
+def test_a_temporary_folder_that_is_not_there_is_named(tiny_model: Path, tmp_path: Path) -> None:
+    gone = str(tmp_path / "gone")
+    code, output = launch_and_fail(
+        "--port", "0", "--model", str(tiny_model), environment={"TMPDIR": gone}
+    )
+    assert code == ExitCode.CONFIG
+    assert "TMPDIR" in output
+    assert gone in output
+
+
+def trouble(fleet: Fleet) -> list[str]:
+    """Lines of a log that ask for attention."""
+    words = (" WARNING ", " ERROR ", " CRITICAL ", "Traceback")
+    return [line for line in fleet.lines if any(word in line for word in words)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_planned_stop_logs_no_trouble(tiny_model: Path, number: signal.Signals) -> None:
+    with Fleet("--model", str(tiny_model), "--memory-gb", "1") as fleet:
+        fleet.process.send_signal(number)
+        assert fleet.process.wait(timeout=60) == ExitCode.OK
+    assert trouble(fleet) == []
+
+
+def test_planned_stops_of_nodes_and_router_log_no_trouble(tiny_model: Path) -> None:
+    model = ("--model", str(tiny_model))
+    with Front(*model) as front:
+        join = ("--router", front.node_address, *model)
+        with Node(*join, "--name", "a") as first, Node(*join, "--name", "b") as last:
+            first.process.send_signal(signal.SIGTERM)
+            assert first.process.wait(timeout=60) == ExitCode.OK
+            wait_for(lambda: "a has left" in front.output, "the router to notice")
+            front.process.send_signal(signal.SIGTERM)
+            assert front.process.wait(timeout=60) == ExitCode.OK
+            wait_for(lambda: "the router has stopped" in last.output, "the node to notice")
+            last.process.send_signal(signal.SIGINT)
+            assert last.process.wait(timeout=60) == ExitCode.OK
+    assert [trouble(fleet) for fleet in (front, first, last)] == [[], [], []]
+
+
+def test_a_second_signal_ends_a_start_at_once(tiny_model: Path) -> None:
+    fleet = Fleet("--model", str(tiny_model), "--memory-gb", "1")
+    try:
+        fleet.process_named("worker-0")
+        fleet.process.send_signal(signal.SIGINT)
+        wait_for(lambda: "once more to stop at once" in fleet.output, "the first to be heard")
+        fleet.process.send_signal(signal.SIGINT)
+        assert fleet.process.wait(timeout=30) == ExitCode.OK
+        assert trouble(fleet) == []
+    finally:
+        fleet.__exit__()
+
+
 def test_model_that_does_not_fit(tiny_model: Path) -> None:
     code, output = launch_and_fail(
         "--port", "0", "--model", str(tiny_model), "--memory-gb", "0.001"
@@ -273,13 +410,26 @@ def test_public_address_needs_a_key(tiny_model: Path, tmp_path: Path) -> None:
     assert "--api-key-file" in output
     empty = tmp_path / "keys"
     empty.write_text("# none\n")
+    empty.chmod(0o600)
     code, output = launch_and_fail("--port", "0", "--api-key-file", str(empty))
     assert code == ExitCode.CONFIG
+
+
+@pytest.mark.parametrize("flag", ["--api-key-file", "--admin-key-file"])
+def test_a_key_file_that_others_can_read_is_refused(tmp_path: Path, flag: str) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("secret-key\n")
+    keys.chmod(0o640)
+    code, output = launch_and_fail("--port", "0", flag, str(keys))
+    assert code == ExitCode.CONFIG
+    assert f"{flag}: others can read {keys}; chmod 600 it" in output
+    assert "secret-key" not in output
 
 
 def test_api_keys(tiny_model: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("# team\nfirst-key\nsecond-key\n")
+    keys.chmod(0o600)
     with Fleet(
         "--model",
         str(tiny_model),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.integration.fleet import Fleet, wait_for
@@ -116,3 +118,30 @@ def test_off_is_off(tiny_model: Path) -> None:
         assert node(fleet, "node-0")["telemetry"] is None
         assert "mlxfleet_machine_memory_bytes{" not in fleet.exposition()
         assert "telemetry" not in fleet.output
+
+
+def test_a_telemetry_process_that_dies_before_it_is_ready_does_not_end_the_start(
+    tiny_model: Path,
+) -> None:
+    starting = Fleet("--model", str(tiny_model), *SIM)
+    try:
+        # Before it has its title, it is what was executed.
+        parent = psutil.Process(starting.process.pid)
+        wait_for(lambda: kill_child(parent, "mlxfleet.common.telemetry.main"), "its death")
+        with starting as fleet:
+            assert ask(fleet) == 200
+            assert fleet.process_named("telemetry").is_running()
+            assert "telemetry was killed by SIGKILL; starting it again" in fleet.output
+    finally:
+        if starting.process.poll() is None:
+            starting.__exit__()
+
+
+def kill_child(parent: psutil.Process, module: str) -> bool:
+    """SIGKILL the child that runs a module, if it is there."""
+    for child in parent.children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if module in child.cmdline():
+                child.kill()
+                return True
+    return False

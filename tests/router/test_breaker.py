@@ -65,3 +65,10 @@ def test_a_probe_that_fails_opens_it_for_longer_up_to_a_limit() -> None:
         assert breaker.allows(now)
         breaker.fault(now)
     assert breaker.state(now + OPEN_FIRST_S) is BreakerState.HALF_OPEN
+
+
+def test_it_says_how_long_it_stays_open() -> None:
+    assert Breaker().closes_in_s(0.0) == 0.0
+    breaker = opened()
+    assert breaker.closes_in_s(1.0) == OPEN_FIRST_S - 1.0
+    assert breaker.closes_in_s(OPEN_FIRST_S + 1.0) == 0.0

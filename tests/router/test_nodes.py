@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 
 import msgspec
 import pytest
 
 from mlxfleet.common.config import ServedModel
-from mlxfleet.common.errors import UnavailableError
+from mlxfleet.common.errors import GenerationError, UnavailableError
 from mlxfleet.common.liveness import HUNG_AFTER_S
-from mlxfleet.common.messages import NodeInfo, Refused, Welcome
+from mlxfleet.common.messages import Leaving, NodeInfo, Refused, Welcome
 from mlxfleet.router import claims, nodes
-from tests.router.test_dispatcher import MODEL, Bench, FakeNode, run
+from mlxfleet.router.breaker import FAULTS_TO_OPEN, BreakerState
+from mlxfleet.router.health import State
+from tests.router.test_dispatcher import MODEL, Bench, FakeNode, run, until
 
 MODELS = (
     ServedModel(name="x", source="x", tokenizer_hash="1" * 64),
@@ -168,3 +171,45 @@ def test_the_number_of_names_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
         assert sorted(bench.dispatcher.nodes.status) == ["b", "d"]
 
     run(test, set_up=False, models=MODELS)
+
+
+def test_a_node_that_leaves_is_no_trouble_and_its_requests_go_on_elsewhere(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def test(bench: Bench) -> None:
+        (sequence,) = await bench.start("a")
+        await bench.add_node("n1")
+        leaving = bench.node
+        leaving.channel.send(Leaving())
+        await until(lambda: bench.dispatcher.nodes.state(leaving.name) is State.DEAD, "its end")
+        assert not bench.dispatcher.nodes.breakers[leaving.name]._faults
+        bench.dispatcher.move_stranded(time.monotonic())
+        assert sequence.node not in ("", leaving.name)
+        await leaving.restart()
+        assert bench.dispatcher.nodes.state(leaving.name) is State.READY
+
+    caplog.set_level(logging.WARNING)
+    run(test)
+    assert not [m for m in caplog.messages if "is dead" in m]
+
+
+def test_nodes_are_told_that_the_router_ends() -> None:
+    async def test(bench: Bench) -> None:
+        node = await bench.add_node("n9")
+        bench.dispatcher.nodes.close()
+        await until(lambda: node.work == [Leaving()], "the farewell")
+
+    run(test)
+
+
+def test_a_request_without_finite_logits_is_not_the_nodes_fault() -> None:
+    async def test(bench: Bench) -> None:
+        for number in range(FAULTS_TO_OPEN + 1):
+            (sequence,) = await bench.start(f"r{number}")
+            bench.node.reject(sequence.rid, "not_finite", "NaN")
+            await until(lambda s=sequence: s.error, "the error")
+            assert isinstance(sequence.error, GenerationError)
+            assert str(sequence.error) == "NaN"
+        assert bench.dispatcher.nodes.breaker_state("n0") is BreakerState.CLOSED
+
+    run(test)

@@ -56,6 +56,7 @@ class Result:
     ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish: FinishReason | None = None
+    failed: bool = False
     prefilled: int = 0
 
 
@@ -111,6 +112,11 @@ class Driver:
         for position, (rid, token) in enumerate(zip(step.rids, step.ids, strict=True)):
             result = self.results[rid]
             assert result.finish is None, "a token after the end"
+            assert not result.failed, "a token after the failure"
+            if position in step.failed:
+                result.failed = True
+                self.engine.drop(rid)
+                continue
             result.ids.append(token)
             if position in step.logprobs:
                 result.logprobs.append(step.logprobs[position])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -12,8 +14,9 @@ from mlxfleet.workers import cpu_argmax, openblas
 from mlxfleet.workers.cpu_argmax import (
     ARGMAX_COLUMNS,
     argmax,
-    argmax_by_columns,
-    argmax_by_rows,
+    largest,
+    largest_by_columns,
+    largest_by_rows,
 )
 from mlxfleet.workers.cpu_linear import FEW_ROWS, LEAST_VOCABULARY, head
 
@@ -36,19 +39,19 @@ def test_argmax_is_right_however_the_logits_lie(rows: int, logits_by_columns: bo
         normal(LEAST_VOCABULARY, rows).T if logits_by_columns else normal(rows, LEAST_VOCABULARY)
     )
     expected = floats(logits).argmax(-1).tolist()
-    assert argmax_by_columns(logits).tolist() == expected
-    assert argmax_by_rows(logits).tolist() == expected
+    for found in (largest_by_columns(logits), largest_by_rows(logits)):
+        assert [part.tolist() for part in found] == [expected, floats(logits).max(-1).tolist()]
 
 
 def test_argmax_follows_the_loaded_model(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(cpu_argmax, "argmax_by_columns", lambda _: asked.append("columns"))
-    monkeypatch.setattr(cpu_argmax, "argmax_by_rows", lambda _: asked.append("rows"))
+    monkeypatch.setattr(cpu_argmax, "largest_by_columns", lambda _: asked.append("columns"))
+    monkeypatch.setattr(cpu_argmax, "largest_by_rows", lambda _: asked.append("rows"))
     monkeypatch.setattr(head, "narrow", False)
-    argmax(normal(FEW_ROWS + 1, LEAST_VOCABULARY))
+    largest(normal(FEW_ROWS + 1, LEAST_VOCABULARY))
     monkeypatch.setattr(head, "narrow", True)
     monkeypatch.setattr(openblas, "threads", lambda: 1)
-    argmax(normal(FEW_ROWS + 1, LEAST_VOCABULARY))
+    largest(normal(FEW_ROWS + 1, LEAST_VOCABULARY))
     assert asked == ["rows", "columns"]
 
 
@@ -92,3 +95,19 @@ def test_argmax_of_infinities() -> None:
 def test_argmax_of_any_size(rows: int, groups: int, more: int, seed: int) -> None:
     logits = normal(rows, groups * ARGMAX_COLUMNS + more, seed=seed)
     assert argmax(logits).tolist() == floats(logits).argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("place", [0, 700, -1])
+@pytest.mark.parametrize("n", [120, LEAST_VOCABULARY])
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_one_number_that_is_not_finite_shows_in_the_largest(
+    n: int, place: int, number: float
+) -> None:
+    numbers = floats(normal(3, n)).copy()
+    numbers[1, place % n] = number
+    rows, columns = mx.array(numbers), mx.contiguous(mx.array(numbers).T).T
+    found = [largest(rows)[1]]
+    if n == LEAST_VOCABULARY:
+        found += [largest_by_rows(rows)[1], largest_by_columns(columns)[1]]
+    for peaks in found:
+        assert [math.isfinite(peak) for peak in peaks.tolist()] == [True, False, True]

@@ -204,7 +204,8 @@ DRAWS = 4000
 def drawn(logits: np.ndarray, rows: int = DRAWS, **parameters: Any) -> list[int]:
     """Tokens of many seeds for logits [vocabulary]."""
     tiled = mx.broadcast_to(mx.array(logits), (rows, len(logits)))
-    tokens: Any = draw(tiled, filters_of(rows, **parameters), keys_of(rows)).tolist()
+    highest = mx.max(tiled, axis=-1, keepdims=True)
+    tokens: Any = draw(tiled, highest, filters_of(rows, **parameters), keys_of(rows)).tolist()
     return list(tokens)
 
 
@@ -287,7 +288,8 @@ def test_a_draw_depends_on_the_key_and_not_on_the_row() -> None:
     logits = np.random.default_rng(5).normal(0, 2, 1100).astype(np.float32)
     tokens = drawn(logits, rows=40)
     backwards = mx.broadcast_to(mx.array(logits), (40, 1100))
-    again = draw(backwards, filters_of(40), keys_of(40)[::-1])
+    highest = mx.max(backwards, axis=-1, keepdims=True)
+    again = draw(backwards, highest, filters_of(40), keys_of(40)[::-1])
     assert again.tolist() == tokens[::-1]
 
 

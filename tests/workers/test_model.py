@@ -233,3 +233,25 @@ def test_tokens_that_end_a_sequence_come_from_model_and_tokenizer(tmp_path: Path
     for eos_token in ("<end>", {"content": "<end>"}):
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos_token}))
         assert eos_ids(tmp_path, {"eos_token_id": 3}) == {3, 8}
+
+
+@pytest.mark.parametrize("length", [1, 63, "long", [4096], -5, float("inf")])
+def test_a_context_that_is_no_use_is_refused(length: Any) -> None:
+    with pytest.raises(ModelError, match="max_position_embeddings"):
+        context_length({"max_position_embeddings": length}, None)
+
+
+@pytest.mark.parametrize("ends", ["x", {"a": 1}, [1, "x"], [-1], True, 1.5])
+def test_ends_that_are_no_token_ids_are_refused(tmp_path: Path, ends: Any) -> None:
+    with pytest.raises(ModelError, match="eos_token_id"):
+        eos_ids(tmp_path, {"eos_token_id": ends})
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"added_tokens": [{}]}', '{"added_tokens": 5}'])
+def test_a_broken_tokenizer_is_named_by_who_reads_its_special_tokens(
+    tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(ModelError, match=r"tokenizer\.json"):
+        eos_ids(tmp_path, {})

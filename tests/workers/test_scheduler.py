@@ -941,6 +941,61 @@ def test_a_preempted_sequence_can_be_released() -> None:
     assert (scheduler.queued, knows(scheduler, "young")) == (0, False)
 
 
+# --- logits that are not finite ------------------------------------------------------------------
+
+
+def fail(scheduler: Scheduler, row: str) -> dict[str, Tokens]:
+    """The worker reports that a row's logits are not finite."""
+    step = make_step({row: 0})
+    step.failed = {0: "not_finite"}
+    return dict(scheduler.on_step(step))
+
+
+def test_a_failed_row_is_computed_once_more_without_the_prefix_cache_and_then_given_up() -> None:
+    model = msgspec.structs.replace(MODEL, cold_blocks=8)
+    scheduler = make_scheduler(model=model)
+    submit(scheduler, "before", prompt_tokens=70)
+    scheduler.schedule()
+    run_step(scheduler, prefilled=[("before", 69)])
+    run_step(scheduler, {"before": 7}, finish={"before": "stop"})
+    submit(scheduler, "a", prompt_tokens=70)
+    (first,) = (c for c in scheduler.schedule() if isinstance(c, Admit))
+    assert first.cached_tokens == 69
+    assert fail(scheduler, first.rid) == {}
+    assert scheduler.take_given_up() == []
+    commands = scheduler.schedule()
+    (again,) = (c for c in commands if isinstance(c, Admit))
+    assert [c.rid for c in commands if isinstance(c, Drop)] == [first.rid]
+    assert (again.token_ids, again.cached_tokens) == (first.token_ids, 0)
+    assert fail(scheduler, again.rid) == {}
+    assert [(r.rid, r.code) for r in scheduler.take_given_up()] == [("a", "not_finite")]
+    assert [c.rid for c in scheduler.schedule() if isinstance(c, Drop)] == [again.rid]
+    assert (scheduler.running, scheduler.queued) == (0, 0)
+    assert scheduler.kv_used_bytes == 0
+    assert scheduler.take_given_up() == []
+
+
+def test_what_a_failed_row_has_computed_is_not_kept_for_others() -> None:
+    scheduler = make_scheduler(model=msgspec.structs.replace(MODEL, cold_blocks=8))
+    submit(scheduler, "a", prompt_tokens=70)
+    scheduler.schedule()
+    run_step(scheduler, prefilled=[("a", 69)])
+    fail(scheduler, row_of(scheduler, "a"))
+    assert not any(isinstance(command, Store) for command in scheduler.schedule())
+    assert list(scheduler.cached_blocks()) == []
+
+
+def test_rows_of_the_same_step_get_their_tokens() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, "a", "b", prompt_tokens=1)
+    scheduler.schedule()
+    step = make_step({row_of(scheduler, "a"): 5, row_of(scheduler, "b"): 6})
+    step.failed = {0: "not_finite"}
+    ((_, tokens),) = scheduler.on_step(step)
+    assert (tokens.rids, tokens.ids) == (["b"], [[6]])
+    assert scheduler.generated_tokens == 1
+
+
 # --- prefixes -------------------------------------------------------------------------------------
 
 COLD = msgspec.structs.replace(MODEL, cold_blocks=20)

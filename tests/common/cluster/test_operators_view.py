@@ -45,6 +45,24 @@ def test_the_table_shows_load_cache_and_speed() -> None:
     assert "°C" not in text
 
 
+@pytest.mark.parametrize(
+    ("state", "breaker", "open_s", "text"),
+    [
+        ("ready", "open", 12.0, "breaker open 12 s"),
+        ("busy", "half_open", 0.0, "breaker half open"),
+        ("hung", "open", 12.0, "hung"),
+    ],
+)
+def test_a_node_that_its_breaker_keeps_from_requests_does_not_look_ready(
+    state: str, breaker: str, open_s: float, text: str
+) -> None:
+    node = FleetNode(name="a", state=state, breaker=breaker, breaker_open_s=open_s)
+    table = shown(Fleet(nodes=[node]))
+    assert text in table
+    assert "ready" not in table
+    assert "busy" not in table
+
+
 def test_temperatures_are_shown_when_known() -> None:
     assert "°C" in shown(Fleet(nodes=[FleetNode(name="a", temperature_c=61.0)]))
 
