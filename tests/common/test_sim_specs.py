@@ -80,7 +80,7 @@ def test_options_that_would_do_nothing_are_refused(options: Launch, why: str) ->
 
 
 def test_options_of_both_engines_are_taken() -> None:
-    options = launch(worker=WorkerOptions(max_context=10, trust_remote_code=True))
+    options = launch(worker=WorkerOptions(max_context=100, trust_remote_code=True))
     assert options.validated() is options
 
 
