@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from aiohttp import HttpVersion11, StreamReader, web
 
@@ -156,8 +156,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Its first request has to come soon."""
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        # Not a subclass in uvloop.
+        self.transport = transport = cast(asyncio.Transport, transport)
         if not self._connections.admit(self):
             refused = Refused(self._connections)
             transport.set_protocol(refused)
@@ -287,7 +287,7 @@ class Refused(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Say so and close."""
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast(asyncio.Transport, transport)
         transport.write(BUSY)
         if self._connections.may_linger():
             self._lingers = True
