@@ -12,6 +12,7 @@ from mlxfleet.common.config import RouterOptions, RouterProcess
 from mlxfleet.common.curve import Gatekeeper
 from mlxfleet.common.errors import ConfigError, listen_error
 from mlxfleet.common.liveness import new_incarnation
+from mlxfleet.common.malloc import return_large_blocks
 from mlxfleet.common.process import Service, run_service
 from mlxfleet.common.tracing import make_tracer
 from mlxfleet.router.admin import Admin
@@ -37,7 +38,6 @@ from mlxfleet.router.web_guard import WebGuard
 from mlxfleet.router.weight_metrics import WeightCollector
 
 CUT_OFF_S = 0.1
-LINGER_S = 2.0
 READ_BUFFER_BYTES = 64 * 1024
 BACKLOG = 128
 MB = 1_000_000
@@ -54,6 +54,7 @@ class RouterService(Service):
 
     async def startup(self) -> None:
         """Bind the links, then the HTTP port."""
+        return_large_blocks()
         told, options = self._told, self._told.options
         session = new_incarnation()
         self._tracer = make_tracer(told.observe, "router", told.name)
@@ -153,7 +154,6 @@ class RouterService(Service):
             shutdown_timeout=CUT_OFF_S,
             # Bodies are refused by what they say of their encoding; none is ever decompressed.
             auto_decompress=False,
-            lingering_time=LINGER_S,
             read_bufsize=READ_BUFFER_BYTES,
         )
         await self._runner.setup()
