@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import socket
 import sys
 import urllib.parse
 from collections import Counter
@@ -22,8 +23,10 @@ UNFINISHED = 100
 GZIP_BODIES = 20
 GZIP_BYTES = 400_000_000
 SLOW_CLIENTS = 400
-DEAF_CLIENTS = 30
+DEAF_CLIENTS = 12
+DEAF_BUFFER_BYTES = 4096
 HOLD_S = 4.0
+PIECE_BYTES = 256 * 1024
 ANSWER_S = 60.0
 
 Answers = Counter[str]
@@ -36,9 +39,16 @@ class Target:
         parts = urllib.parse.urlsplit(url)
         self._host, self._port = parts.hostname or "", parts.port or 80
 
-    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A new connection."""
-        return await asyncio.open_connection(self._host, self._port)
+    async def connect(
+        self, buffer_bytes: int | None = None
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A new connection, of which the system keeps at most so much that is not read."""
+        sock = socket.socket()
+        if buffer_bytes is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, (self._host, self._port))
+        return await asyncio.open_connection(sock=sock)
 
     async def send(
         self, body: bytes, path: str = COMPLETIONS, *, headers: str = "", missing: int = 0
@@ -46,17 +56,31 @@ class Target:
         """The status of a request's answer. With `missing` bytes of its body it is never whole, and
         is given up after HOLD_S."""
         reader, writer = await self.connect()
-        writer.write(head(path, len(body) + missing, headers) + body)
         try:
-            async with asyncio.timeout(HOLD_S if missing else ANSWER_S):
-                line = await reader.readline()
-            return line.split()[1].decode() if line else "closed"
+            async with asyncio.timeout(ANSWER_S):
+                writer.write(head(path, len(body) + missing, headers))
+                for start in range(0, len(body), PIECE_BYTES):
+                    writer.write(body[start : start + PIECE_BYTES])
+                    await writer.drain()
+            return await answer(reader, HOLD_S if missing else ANSWER_S)
         except TimeoutError:
-            return "no answer"
+            return "not read"
         except ConnectionError:
             return "reset"
         finally:
             writer.close()
+
+
+async def answer(reader: asyncio.StreamReader, within_s: float) -> str:
+    """The status of an answer, or what came instead."""
+    try:
+        async with asyncio.timeout(within_s):
+            line = await reader.readline()
+    except TimeoutError:
+        return "no answer"
+    except ConnectionError:
+        return "reset"
+    return line.split()[1].decode() if line else "closed"
 
 
 def head(path: str, size: int, headers: str = "") -> bytes:
@@ -115,13 +139,7 @@ async def slow(target: Target) -> Answers:
         reader, writer = await target.connect()
         writer.write(sent)
         try:
-            async with asyncio.timeout(ANSWER_S):
-                line = await reader.readline()
-            return line.split()[1].decode() if line else "closed"
-        except TimeoutError:
-            return "no answer"
-        except ConnectionError:
-            return "reset"
+            return await answer(reader, ANSWER_S)
         finally:
             writer.close()
 
@@ -130,14 +148,14 @@ async def slow(target: Target) -> Answers:
 
 
 async def deaf(target: Target) -> Answers:
-    """Clients that ask for long streams and never read them: asyncio takes 128 KB for them."""
+    """Clients that ask for long streams and never read them, with small buffers of their own."""
     body = (
-        b'{"prompt":"a","stream":true,"max_tokens":8000,"logprobs":20,"temperature":0,'
+        b'{"prompt":"a","stream":true,"max_tokens":3000,"logprobs":20,"temperature":0,'
         b'"ignore_eos":true}'
     )
     writers = []
     for _ in range(DEAF_CLIENTS):
-        _, writer = await target.connect()
+        _, writer = await target.connect(DEAF_BUFFER_BYTES)
         writer.write(head(COMPLETIONS, len(body)) + body)
         writers.append(writer)
     await asyncio.sleep(3 * HOLD_S)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from mlxfleet.common.errors import InvalidRequestError
 from mlxfleet.common.messages import Sampling
-from mlxfleet.common.sampling_defaults import SamplingDefaults
 from mlxfleet.common.request_content import split_prompt
+from mlxfleet.common.sampling_defaults import SamplingDefaults
 from mlxfleet.router.parameters import (
     MAX_CHOICES,
     MAX_STOPS,
