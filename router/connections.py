@@ -32,7 +32,7 @@ closed its socket, but not by one that has only shut down the side that it sent 
 
 CLIENT_CLOSED_REQUEST = 499
 
-PROBE_FIRST_S = 0.02
+PROBE_FIRST_S = 0.005
 PROBE_LAST_S = 5.0
 HEAD_AFTER_EOF_S = 1.0
 
