@@ -29,6 +29,7 @@ LEAST_CONTEXT = 64
 Seconds = Annotated[float, Meta(ge=0, le=1e6)]
 SpecialTokensInContent = Literal["text", "control"]
 Names = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]
+Wait = Annotated[float, Meta(gt=0, le=1e6)]
 Routing = Literal["ttft", "round_robin", "least_loaded", "power_of_two", "session"]
 
 
@@ -75,8 +76,29 @@ class RouterOptions:
     queue_wait_s: Seconds = 120.0
     """How long a request waits for a place on a node before it is answered 429."""
 
-    max_body_mb: Positive = 16
+    max_body_mb: Annotated[int, Meta(ge=1, le=60)] = 16
     """Largest request body, in MB."""
+
+    max_bodies_mb: Positive = 64
+    """Request bodies in memory at once, in MB, from their first byte until they are tokenized; more
+    are answered 429. A client (an API key, or an address where there are no keys) gets two thirds
+    of it at most, and a quarter is kept for bodies up to 64 KB."""
+
+    body_timeout_s: Wait = 20.0
+    """How long a request body may take to come, and a second more for each 64 KB."""
+
+    max_connections: Positive = 2048
+    """Client connections at once; for one more, the one that has been idle longest is closed, or if
+    there is none, it is answered 503."""
+
+    header_timeout_s: Wait = 10.0
+    """How long a client may take to send a request's headers."""
+
+    keep_alive_s: Wait = 75.0
+    """How long a connection may be idle between two requests."""
+
+    client_stall_s: Wait = 30.0
+    """How long a client may leave its answer unread before it is cut off."""
 
     default_max_tokens: Positive = 4096
     """Longest chat answer when the request does not say; never beyond the context length."""

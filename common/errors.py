@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import errno
+from typing import ClassVar
 
 
 class ExitCode(enum.IntEnum):
@@ -71,11 +72,13 @@ class RequestError(MlxfleetError):
     """A client's request cannot be served; carries the OpenAI error fields.
 
     `status` is the HTTP status, `param` the name of the offending parameter, `code` a short
-    machine-readable word, `retry_after_s` the delay to announce with 429 and 503.
+    machine-readable word, `retry_after_s` the delay to announce with 429 and 503, `headers` what
+    else the answer's head says.
     """
 
     status = 400
     type = "invalid_request_error"
+    headers: ClassVar[dict[str, str]] = {}
 
     def __init__(
         self,
@@ -91,9 +94,50 @@ class RequestError(MlxfleetError):
         self.code = code
         self.retry_after_s = retry_after_s
 
+    def body(self) -> dict[str, dict[str, object]]:
+        """As OpenAI's clients expect an error."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
 
 class InvalidRequestError(RequestError):
     """A parameter is missing, of the wrong type, out of range or not supported."""
+
+
+class ContentEncodingError(RequestError):
+    """The body is compressed, which is not accepted."""
+
+    status = 415
+    headers: ClassVar[dict[str, str]] = {"Accept-Encoding": "identity"}
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="unsupported_content_encoding")
+
+
+class HeadTimeoutError(RequestError):
+    """A request's line and headers came too slowly."""
+
+    status = 408
+    type = "timeout_error"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="head_timeout")
+
+
+class BodyTimeoutError(RequestError):
+    """The body came too slowly."""
+
+    status = 408
+    type = "timeout_error"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="body_timeout")
 
 
 class AuthenticationError(RequestError):

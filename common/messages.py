@@ -168,7 +168,30 @@ class TokenizeChat(Struct, tag="tokenize_chat", frozen=True, omit_defaults=True)
     traceparent: str = ""
 
 
-RouterToTokenizer = TokenizeText | TokenizeChat | Welcome | Refused
+ContentField = Literal["messages", "prompt"]
+
+
+class TakeApart(Struct, tag="take_apart", frozen=True):
+    """A large request body, JSON, that may have its bulk in `field`."""
+
+    rid: str
+    field: ContentField
+    body: bytes
+
+
+class TokenizeContent(Struct, tag="tokenize_content", frozen=True, omit_defaults=True):
+    """JSON of a large request's `field`, to be checked and encoded. `max_tokens` is the context
+    length; token ids have to be below `vocab_size`."""
+
+    rid: str
+    field: ContentField
+    content: bytes
+    max_tokens: int
+    vocab_size: int
+    traceparent: str = ""
+
+
+RouterToTokenizer = TokenizeText | TokenizeChat | TakeApart | TokenizeContent | Welcome | Refused
 
 
 class Tokenized(Struct, tag="tokenized", frozen=True):
@@ -182,6 +205,14 @@ class Tokenized(Struct, tag="tokenized", frozen=True):
         check_columns(self.token_ids, self.block_hashes)
 
 
+class TakenApart(Struct, tag="taken_apart", frozen=True):
+    """A body's parameters as JSON, with a placeholder in the field, and the field's JSON."""
+
+    rid: str
+    parameters: bytes
+    content: bytes
+
+
 class TokenizeFailed(Struct, tag="tokenize_failed", frozen=True):
     """The prompt cannot be encoded, for example because the chat template refuses it. `code` is
     the API's word for the error, if it has one."""
@@ -192,7 +223,7 @@ class TokenizeFailed(Struct, tag="tokenize_failed", frozen=True):
     code: str | None = None
 
 
-TokenizerToRouter = Hello | Tokenized | TokenizeFailed
+TokenizerToRouter = Hello | Tokenized | TakenApart | TokenizeFailed
 
 
 # --- what a machine says of itself --------------------------------------------------------------

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
@@ -16,10 +17,12 @@ from mlxfleet.common.messages import (
     ModelInfo,
     Sampling,
     TokenizeChat,
+    TokenizeContent,
     Tokenized,
     TokenizeText,
     TokenTextLogprobs,
 )
+from mlxfleet.common.request_content import split_prompt
 from mlxfleet.router.catalog import Catalog
 from mlxfleet.router.dispatcher import Dispatcher, new_rid
 from mlxfleet.router.parameters import (
@@ -27,11 +30,12 @@ from mlxfleet.router.parameters import (
     ChatRequest,
     CompletionRequest,
     Parameters,
+    R,
     chat_logprobs,
     chat_max_tokens,
     make_sampling,
-    split_prompt,
 )
+from mlxfleet.router.reading import Asked, field_of, read
 from mlxfleet.router.sequences import Delta, Sequence
 from mlxfleet.router.tokenizers import Tokenizers
 
@@ -156,16 +160,23 @@ class Front:
         self._dispatcher = dispatcher
         self._default_max_tokens = default_max_tokens
 
-    async def chat(self, request: ChatRequest, traceparent: str) -> Generation:
+    async def read(self, kind: type[R], body: bytes) -> Asked[R]:
+        """What a body asks for; InvalidRequestError names the parameter."""
+        return await read(kind, body, self._tokenizers)
+
+    async def chat(self, asked: Asked[ChatRequest], traceparent: str) -> Generation:
         """A chat request's generation; `traceparent` is that of its being tokenized."""
+        request = asked.request
         stated = chat_max_tokens(request)
         logprobs = chat_logprobs(request)
         name = self.catalog.find(request.model)
         model = self._model(name)
-        messages = [message.for_template() for message in request.messages]
-        tokenized = await self._tokenizers.tokenize(
-            TokenizeChat(new_rid(), messages, model.context_length, traceparent), name
-        )
+        if asked.content is None:
+            messages = [message.for_template() for message in request.messages]
+            question = TokenizeChat(new_rid(), messages, model.context_length, traceparent)
+            tokenized = await self._tokenizers.tokenize(question, name)
+        else:
+            tokenized = await self._tokenize_content(asked, name, traceparent)
         prompts = tokenized.token_ids
         check_prompts(prompts, model, "messages")
         room = model.context_length - len(prompts[0])
@@ -180,11 +191,11 @@ class Front:
         )
         return Generation(self._dispatcher, tokenized, sampling, request, name)
 
-    async def completion(self, request: CompletionRequest, traceparent: str) -> Generation:
+    async def completion(self, asked: Asked[CompletionRequest], traceparent: str) -> Generation:
         """A completion request's generation; `traceparent` is that of its being tokenized."""
+        request = asked.request
         name = self.catalog.find(request.model)
         model = self._model(name)
-        prompt = split_prompt(request.prompt, model.vocab_size)
         max_tokens = request.max_tokens or COMPLETION_DEFAULT_MAX_TOKENS
         sampling = make_sampling(
             request,
@@ -193,18 +204,40 @@ class Front:
             vocab_size=model.vocab_size,
             defaults=self.catalog.sampling_defaults(name),
         )
-        texts = [item for item in prompt if isinstance(item, str)]
-        prompts = [item for item in prompt if isinstance(item, list)]
-        if texts:
-            tokenized = await self._tokenizers.tokenize(
-                TokenizeText(new_rid(), texts, model.context_length, traceparent), name
-            )
-            prompts = tokenized.token_ids
+        if asked.content is None:
+            tokenized = await self._tokenize_prompt(request, name, model, traceparent)
+        else:
+            tokenized = await self._tokenize_content(asked, name, traceparent)
+        prompts = tokenized.token_ids
         check_prompts(prompts, model, "prompt")
         check_length(prompts, max_tokens, model, "prompt")
-        if not texts:
-            tokenized = Tokenized(new_rid(), prompts, [block_hashes(ids) for ids in prompts])
         return Generation(self._dispatcher, tokenized, sampling, request, name)
+
+    async def _tokenize_prompt(
+        self, request: CompletionRequest, name: str, model: ModelInfo, traceparent: str
+    ) -> Tokenized:
+        prompt = split_prompt(request.prompt, model.vocab_size)
+        texts = [item for item in prompt if isinstance(item, str)]
+        if texts:
+            question = TokenizeText(new_rid(), texts, model.context_length, traceparent)
+            return await self._tokenizers.tokenize(question, name)
+        prompts = [item for item in prompt if isinstance(item, list)]
+        check_prompts(prompts, model, "prompt")
+        return Tokenized(new_rid(), prompts, [block_hashes(ids) for ids in prompts])
+
+    async def _tokenize_content(self, asked: Asked[Any], name: str, traceparent: str) -> Tokenized:
+        """A large request's content goes to the tokenizer as it came."""
+        model = self._model(name)
+        assert asked.content is not None
+        question = TokenizeContent(
+            new_rid(),
+            field_of(type(asked.request)),
+            asked.content,
+            model.context_length,
+            model.vocab_size,
+            traceparent,
+        )
+        return await self._tokenizers.tokenize(question, name)
 
     def _model(self, name: str) -> ModelInfo:
         model = self._dispatcher.nodes.model_info(name)

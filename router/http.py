@@ -26,10 +26,12 @@ from mlxfleet.common.tracing import Tracer
 from mlxfleet.router.admin import Admin
 from mlxfleet.router.admission import Admission, Ticket
 from mlxfleet.router.auth import Authenticator, client_name
+from mlxfleet.router.bodies import Bodies
+from mlxfleet.router.connections import CLIENT_CLOSED_REQUEST, Connections
 from mlxfleet.router.generation import Front, Generation
 from mlxfleet.router.in_flight import InFlight
 from mlxfleet.router.metrics import Metrics, RequestRecord
-from mlxfleet.router.parameters import ChatRequest, CompletionRequest, Parameters, parse
+from mlxfleet.router.parameters import ChatRequest, CompletionRequest, Parameters
 from mlxfleet.router.request_trace import traced
 from mlxfleet.router.scrape_targets import ScrapeTarget
 from mlxfleet.router.shapes import ChatShape, CompletionShape, Response, Usage
@@ -63,7 +65,11 @@ class Api:
         metrics_of_nodes: Callable[[], list[ScrapeTarget]],
         tracer: Tracer,
         web_gate: WebGate,
+        bodies: Bodies,
+        connections: Connections,
     ) -> None:
+        self._bodies = bodies
+        self._connections = connections
         self._authenticator = Authenticator(keys)
         self._front = front
         self._admission = admission
@@ -80,12 +86,17 @@ class Api:
         self.idle = asyncio.Event()
         self.idle.set()
 
-    def application(self, max_body_bytes: int) -> web.Application:
+    def application(self) -> web.Application:
         """The aiohttp application."""
         app = web.Application(
-            client_max_size=max_body_bytes,
-            middlewares=[self._answer_errors, self._web_gate.check, self._authenticate],
+            middlewares=[
+                self._connections.watch,
+                self._answer_errors,
+                self._web_gate.check,
+                self._authenticate,
+            ]
         )
+        app.on_response_prepare.append(self._connections.on_prepare)
         app.on_response_prepare.append(self._web_gate.sign)
         app.add_routes(
             [
@@ -112,6 +123,9 @@ class Api:
             return await handler(request)
         except RequestError as error:
             return error_response(error)
+        except ConnectionError:
+            # The client has left: nobody reads this, but aiohttp would log the error as ours.
+            return web.Response(status=CLIENT_CLOSED_REQUEST)
         except web.HTTPRequestEntityTooLarge as error:
             return error_response(
                 InvalidRequestError("the request body is too large", code="body_too_large"),
@@ -186,15 +200,18 @@ class Api:
                 self._metrics.request(endpoint) as record,
                 traced(self._tracer, http, endpoint, record) as trace,
                 outcome_into(record),
+                self._bodies.of(http) as body,
             ):
                 if self.draining:
                     raise UnavailableError(
                         "the server is shutting down", retry_after_s=DRAINING_RETRY_AFTER_S
                     )
-                body = await http.read()
+                data = await body.read()
                 began = time.perf_counter()
                 trace.stage("validate")
-                request = parse(kind, body)
+                asked = await self._front.read(kind, data)
+                del data
+                request = asked.request
                 record.model = model = self._front.catalog.find(request.model)
                 trace.asks(request, model)
                 ticket = make_ticket(http, request, model)
@@ -203,7 +220,9 @@ class Api:
                 shown = self._in_flight.entry(ticket.priority)
                 with self._admission.room_for(ticket), shown as entry:
                     with stages.timed(model, "tokenize"):
-                        generation = await make(request, trace.stage("tokenize"))
+                        generation = await make(asked, trace.stage("tokenize"))
+                    asked.forget_prompt()
+                    body.release()
                     trace.runs(generation)
                     session = http.headers.get(SESSION_HEADER) or request.user
                     generation.belongs_to(session, record.arrived)
@@ -276,7 +295,7 @@ class Api:
         except RequestError as error:
             if not response.prepared:
                 raise
-            await response.write(event(error_body(error)))
+            await response.write(event(error.body()))
         await response.write_eof()
         return response
 
@@ -318,7 +337,7 @@ def outcome_into(record: RequestRecord) -> Iterator[None]:
     """Record how a request ends that is not answered as it should be."""
     try:
         yield
-    except (asyncio.CancelledError, ConnectionResetError):
+    except (asyncio.CancelledError, ConnectionError):
         record.outcome = "cancelled"
         raise
     except RequestError as error:
@@ -353,21 +372,10 @@ def json_response(data: object, status: int = 200) -> web.Response:
     return web.Response(body=encode(data), status=status, content_type="application/json")
 
 
-def error_body(error: RequestError) -> dict[str, dict[str, object]]:
-    """An error as OpenAI's clients expect it."""
-    return {
-        "error": {
-            "message": error.message,
-            "type": error.type,
-            "param": error.param,
-            "code": error.code,
-        }
-    }
-
-
 def error_response(error: RequestError, status: int | None = None) -> web.Response:
     """An error as an HTTP answer."""
-    response = json_response(error_body(error), status or error.status)
+    response = json_response(error.body(), status or error.status)
+    response.headers.update(error.headers)
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(error.retry_after_s)
     return response

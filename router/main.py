@@ -8,15 +8,19 @@ import contextlib
 import zmq
 from aiohttp import web
 
-from mlxfleet.common.config import RouterProcess
+from mlxfleet.common.config import RouterOptions, RouterProcess
 from mlxfleet.common.curve import Gatekeeper
-from mlxfleet.common.errors import listen_error
+from mlxfleet.common.errors import ConfigError, listen_error
 from mlxfleet.common.liveness import new_incarnation
+from mlxfleet.common.malloc import return_large_blocks
 from mlxfleet.common.process import Service, run_service
 from mlxfleet.common.tracing import make_tracer
 from mlxfleet.router.admin import Admin
 from mlxfleet.router.admission import Admission
+from mlxfleet.router.bodies import Bodies
+from mlxfleet.router.body_budget import BodyBudget
 from mlxfleet.router.catalog import Catalog
+from mlxfleet.router.connections import Connections
 from mlxfleet.router.dispatcher import Dispatcher
 from mlxfleet.router.fleet_metrics import FleetCollector
 from mlxfleet.router.generation import Front
@@ -34,6 +38,9 @@ from mlxfleet.router.web_guard import WebGuard
 from mlxfleet.router.weight_metrics import WeightCollector
 
 CUT_OFF_S = 0.1
+READ_BUFFER_BYTES = 64 * 1024
+BACKLOG = 128
+MB = 1_000_000
 
 
 class RouterService(Service):
@@ -47,6 +54,7 @@ class RouterService(Service):
 
     async def startup(self) -> None:
         """Bind the links, then the HTTP port."""
+        return_large_blocks()
         told, options = self._told, self._told.options
         session = new_incarnation()
         self._tracer = make_tracer(told.observe, "router", told.name)
@@ -55,6 +63,9 @@ class RouterService(Service):
         self._context = zmq.Context()
         metrics = Metrics()
         metrics.start_at_zero(self._catalog.names)
+        bodies = make_bodies(told, metrics)
+        self._connections = make_connections(options, metrics)
+        metrics.watch_clients(self._connections, bodies.budget)
         if told.security is not None:
             self._gatekeeper = Gatekeeper(
                 self._context, told.security, metrics.refused_nodes.labels("key").inc
@@ -107,10 +118,12 @@ class RouterService(Service):
             metrics_of_nodes=lambda: scrape_targets(self._dispatcher.nodes),
             tracer=self._tracer,
             web_gate=WebGate(WebGuard(told.keys, options, own_names), metrics.refused_web),
+            bodies=bodies,
+            connections=self._connections,
         )
         self._watching = asyncio.create_task(self._dispatcher.watch_nodes())
         self._following = asyncio.create_task(recent.follow(metrics, self._dispatcher.nodes))
-        await self._listen(options.host, options.port, options.max_body_mb * 1_000_000)
+        await self._listen(options.host, options.port)
 
     async def drain(self) -> None:
         """Refuse new requests and let running ones finish, up to the limit."""
@@ -120,6 +133,7 @@ class RouterService(Service):
 
     async def shutdown(self) -> None:
         """Close the HTTP server, then the links, and send the last spans."""
+        self._server.close()
         await self._runner.cleanup()
         self._watching.cancel()
         self._following.cancel()
@@ -131,17 +145,24 @@ class RouterService(Service):
         self._context.term()
         self._tracer.close()
 
-    async def _listen(self, host: str, port: int, max_body_bytes: int) -> None:
+    async def _listen(self, host: str, port: int) -> None:
         self._runner = web.AppRunner(
-            self._api.application(max_body_bytes),
+            self._api.application(),
             handler_cancellation=True,
             access_log=None,
             # What is left after the drain is cut off.
             shutdown_timeout=CUT_OFF_S,
+            # Bodies are refused by what they say of their encoding; none is ever decompressed.
+            auto_decompress=False,
+            read_bufsize=READ_BUFFER_BYTES,
         )
         await self._runner.setup()
+        assert self._runner.server is not None
+        self._connections.serve = self._runner.server
         try:
-            await web.TCPSite(self._runner, host, port).start()
+            self._server = await asyncio.get_running_loop().create_server(
+                self._connections, host, port, backlog=BACKLOG
+            )
         except OSError as error:
             raise listen_error(host, port, error) from error
 
@@ -153,6 +174,35 @@ class RouterService(Service):
             and self._dispatcher.detokenizers.alive(model)
             for model in self._catalog.names
         )
+
+
+def make_bodies(told: RouterProcess, metrics: Metrics) -> Bodies:
+    """What reads request bodies; ConfigError if the largest would never fit."""
+    options = told.options
+    largest, budget = options.max_body_mb * MB, BodyBudget(options.max_bodies_mb * MB)
+    if budget.pool_for("", largest) is None:
+        raise ConfigError(
+            f"--max-bodies-mb {options.max_bodies_mb} has no room for a body of --max-body-mb"
+            f" {options.max_body_mb}; twice as much has"
+        )
+    return Bodies(
+        budget,
+        max_bytes=largest,
+        grace_s=options.body_timeout_s,
+        by_key=bool(told.keys.api),
+        on_refused=lambda why: metrics.bodies_refused.labels(why).inc(),
+    )
+
+
+def make_connections(options: RouterOptions, metrics: Metrics) -> Connections:
+    """The connections of the HTTP port."""
+    return Connections(
+        limit=options.max_connections,
+        head_s=options.header_timeout_s,
+        idle_s=options.keep_alive_s,
+        stall_s=options.client_stall_s,
+        on_closed=lambda why: metrics.connections_closed.labels(why).inc(),
+    )
 
 
 def main() -> None:

@@ -64,6 +64,33 @@ SEQUENCES_WAITING = gauge(
     "Sequences that wait in the router for a place on a node.",
     "priority",
 )
+CONNECTIONS = gauge(
+    "mlxfleet_http_connections",
+    "Client connections that are open: busy with a request, or idle.",
+    "state",
+)
+CONNECTIONS_LIMIT = gauge(
+    "mlxfleet_http_connections_limit", "Client connections that may be open at once."
+)
+CONNECTIONS_CLOSED = counter(
+    "mlxfleet_http_connections_closed_total",
+    "Client connections that the router has closed: head (no request came in time), idle, evicted"
+    " (idle, to make room for another), refused (no room), stalled (the client did not read its"
+    " answer), ahead (too much was sent before the answer to the request before it).",
+    "reason",
+)
+BODY_BYTES = gauge(
+    "mlxfleet_request_body_bytes", "Request bodies in memory, from their first byte to admission."
+)
+BODY_BYTES_LIMIT = gauge(
+    "mlxfleet_request_body_limit_bytes", "Request bodies that may be in memory at once."
+)
+BODIES_REFUSED = counter(
+    "mlxfleet_request_bodies_refused_total",
+    "Request bodies that were not read to their end: memory (too many bytes of bodies were here),"
+    " size (larger than --max-body-mb), slow, encoding (compressed).",
+    "reason",
+)
 RECOVERIES = counter(
     "mlxfleet_recoveries_total",
     "Sequences resumed after a process behind them restarted or lost messages.",

@@ -22,6 +22,9 @@ from prometheus_client import (
 
 from mlxfleet.router import metric_families as families
 from mlxfleet.router.admission import PRIORITIES, Admission
+from mlxfleet.router.bodies import BODY_REFUSALS
+from mlxfleet.router.body_budget import BodyBudget
+from mlxfleet.router.connections import CLOSINGS, Connections
 from mlxfleet.router.sequences import Sequence
 from mlxfleet.router.stages import Stages
 from mlxfleet.router.web_guard import CODES
@@ -66,6 +69,8 @@ class Metrics:
         self.failovers = families.FAILOVERS.counter(registry)
         self.refused_nodes = families.REFUSED_NODES.counter(registry)
         self.refused_web = families.REFUSED_WEB.counter(registry)
+        self.connections_closed = families.CONNECTIONS_CLOSED.counter(registry)
+        self.bodies_refused = families.BODIES_REFUSED.counter(registry)
         # Looked up once per model: this is the path of every token.
         self._tokens: dict[str, TokenMetrics] = {}
         self.stages = Stages()
@@ -80,6 +85,10 @@ class Metrics:
             self.refused_nodes.labels(reason)
         for code in CODES:
             self.refused_web.labels(code)
+        for closing in CLOSINGS:
+            self.connections_closed.labels(closing)
+        for refusal in BODY_REFUSALS:
+            self.bodies_refused.labels(refusal)
         for endpoint in ENDPOINTS:
             self.received.labels(endpoint)
         for model in models:
@@ -97,6 +106,15 @@ class Metrics:
         for priority in PRIORITIES:
             depth = functools.partial(admission.depth, priority)
             waiting.labels(priority).set_function(depth)
+
+    def watch_clients(self, connections: Connections, budget: BodyBudget) -> None:
+        """Show how many connections, and how many bytes of bodies, are here and may be."""
+        open_now = families.CONNECTIONS.gauge(self.registry)
+        open_now.labels("busy").set_function(lambda: connections.busy)
+        open_now.labels("idle").set_function(lambda: connections.idle)
+        families.CONNECTIONS_LIMIT.gauge(self.registry).set(connections.limit)
+        families.BODY_BYTES.gauge(self.registry).set_function(lambda: budget.held)
+        families.BODY_BYTES_LIMIT.gauge(self.registry).set(budget.limit)
 
     def watch_ready(self, can_generate: Callable[[], bool]) -> None:
         """Show whether requests can be answered."""

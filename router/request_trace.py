@@ -82,7 +82,7 @@ class RequestTrace:
             case RequestError() | web.HTTPException():
                 self.status = error.status
                 why = str(error)
-            case asyncio.CancelledError() | ConnectionResetError():
+            case asyncio.CancelledError() | ConnectionError():
                 self.status = None
                 why = ""
             case _:

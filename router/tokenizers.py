@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import zmq
@@ -11,7 +12,10 @@ from mlxfleet.common import channels
 from mlxfleet.common.errors import GenerationError, InvalidRequestError, UnavailableError
 from mlxfleet.common.messages import (
     Hello,
+    TakeApart,
+    TakenApart,
     TokenizeChat,
+    TokenizeContent,
     Tokenized,
     TokenizeFailed,
     TokenizerToRouter,
@@ -21,15 +25,21 @@ from mlxfleet.router.pool import Greeting, Pool
 
 TIMEOUT_S = 60.0
 MAX_DEATHS = 3
+LARGE_AT_ONCE = 1
+"""Large bodies on their way to or from tokenizers, each of which is in memory several times."""
+
+Question = TokenizeText | TokenizeChat | TokenizeContent | TakeApart
+ANY_MODEL = None
 
 
 @dataclass
 class Job:
-    """A prompt being tokenized, and by whom ("" while nobody is there)."""
+    """A prompt being tokenized, and by whom ("" while nobody is there). What is none of a model is
+    done by any tokenizer."""
 
-    message: TokenizeText | TokenizeChat
-    answer: asyncio.Future[Tokenized]
-    model: str = ""
+    message: Question
+    answer: asyncio.Future[Tokenized | TakenApart]
+    model: str | None = ""
     tokenizer: str = ""
     deaths: int = 0
 
@@ -42,29 +52,44 @@ class Tokenizers:
         self._pool.channel.attach(self._on_message)
         self._jobs: dict[str, Job] = {}
         self._models: dict[str, str] = {}
+        self._large = asyncio.Semaphore(LARGE_AT_ONCE)
 
     @property
     def pool(self) -> Pool:
         """Who is there."""
         return self._pool
 
-    def alive(self, model: str) -> list[str]:
-        """Names of a model's tokenizers that were heard from lately."""
-        return [p.name for p in self._pool.alive() if self._models[p.name] == model]
+    def alive(self, model: str | None) -> list[str]:
+        """Names of a model's tokenizers, or of all, that were heard from lately."""
+        return [p.name for p in self._pool.alive() if model in (ANY_MODEL, self._models[p.name])]
 
-    async def tokenize(self, message: TokenizeText | TokenizeChat, model: str = "") -> Tokenized:
+    async def tokenize(
+        self, message: TokenizeText | TokenizeChat | TokenizeContent, model: str = ""
+    ) -> Tokenized:
         """Token ids, as a model has them, and block hashes, per prompt. InvalidRequestError if they
         cannot be encoded, UnavailableError if no tokenizer answers in time."""
+        answer = await self._ask(message, model)
+        assert isinstance(answer, Tokenized)
+        return answer
+
+    async def take_apart(self, message: TakeApart) -> TakenApart:
+        """The parts of a large body; the errors of `tokenize`."""
+        answer = await self._ask(message, ANY_MODEL)
+        assert isinstance(answer, TakenApart)
+        return answer
+
+    async def _ask(self, message: Question, model: str | None) -> Tokenized | TakenApart:
+        large = isinstance(message, TakeApart | TokenizeContent)
         job = Job(message, asyncio.get_running_loop().create_future(), model)
-        self._jobs[message.rid] = job
         try:
-            self._assign(job)
-            async with asyncio.timeout(TIMEOUT_S):
+            async with asyncio.timeout(TIMEOUT_S), self._large if large else nullcontext():
+                self._jobs[message.rid] = job
+                self._assign(job)
                 return await job.answer
         except TimeoutError as error:
             raise UnavailableError("no tokenizer answered in time", retry_after_s=5) from error
         finally:
-            del self._jobs[message.rid]
+            self._jobs.pop(message.rid, None)
 
     def _on_message(self, sender: bytes, message: TokenizerToRouter) -> None:
         match message:
@@ -75,13 +100,13 @@ class Tokenizers:
                 if greeting is Greeting.FRESH:
                     self._on_fresh(message.name)
                 self._assign_again()
-            case Tokenized():
+            case Tokenized() | TakenApart():
                 if (job := self._open_job(message.rid)) is not None:
                     job.answer.set_result(message)
             case TokenizeFailed():
                 if (job := self._open_job(message.rid)) is not None:
                     error = InvalidRequestError(
-                        message.message, param=message.param, code=message.code
+                        message.message, param=message.param or None, code=message.code
                     )
                     job.answer.set_exception(error)
 
@@ -91,7 +116,9 @@ class Tokenizers:
 
     def _assign(self, job: Job) -> None:
         # One that is silent may only be busy with a long prompt.
-        names = self.alive(job.model) or [n for n, m in self._models.items() if m == job.model]
+        names = self.alive(job.model) or [
+            name for name, model in self._models.items() if job.model in (ANY_MODEL, model)
+        ]
         load = dict.fromkeys(names, 0)
         for other in self._jobs.values():
             if other.tokenizer in load:

@@ -9,6 +9,7 @@ from jinja2.exceptions import TemplateError
 
 from mlxfleet.common.block_hashes import block_hashes
 from mlxfleet.common.config import SpecialTokensInContent
+from mlxfleet.common.large_bodies import MAX_PROMPT_TOKENS, too_many_tokens
 from mlxfleet.common.messages import TokenizeChat, Tokenized, TokenizeFailed, TokenizeText
 from mlxfleet.tokenizer_proc.content_text import ContentText
 from mlxfleet.tokenizer_proc.errors import PromptError
@@ -35,7 +36,7 @@ class Encoder:
             if isinstance(message, TokenizeChat):
                 ids = [self._encode_chat(message.messages, message.max_tokens)]
             else:
-                ids = [self._encode(text, message.max_tokens, True) for text in message.texts]
+                ids = self._encode_all(message.texts, message.max_tokens)
         except PromptError as error:
             return TokenizeFailed(message.rid, str(error), param, error.code)
         return Tokenized(message.rid, ids, [block_hashes(prompt) for prompt in ids])
@@ -66,6 +67,17 @@ class Encoder:
             raise PromptError(
                 f"the model's chat template does not accept the messages: {error}"
             ) from error
+
+    def _encode_all(self, texts: list[str], max_tokens: int) -> list[list[int]]:
+        most = left = max(MAX_PROMPT_TOKENS, max_tokens)
+        encoded = []
+        for text in texts:
+            encoded.append(self._encode(text, max_tokens, True))
+            left -= len(encoded[-1])
+            if left < 0:
+                error = too_many_tokens(most)
+                raise PromptError(error.message, error.code)
+        return encoded
 
     def _encode(self, text: str, max_tokens: int, special: bool) -> list[int]:
         """Token ids of a text, PromptError if they are too many."""

@@ -8,7 +8,9 @@ from mlxfleet.common.client_service import ClientService
 from mlxfleet.common.config import TokenizerProcess
 from mlxfleet.common.messages import (
     RouterToTokenizer,
+    TakeApart,
     TokenizeChat,
+    TokenizeContent,
     Tokenized,
     TokenizeFailed,
     TokenizeText,
@@ -17,6 +19,7 @@ from mlxfleet.common.process import run_service
 from mlxfleet.common.tokenizer_files import load_tokenizer
 from mlxfleet.common.tracing import make_tracer
 from mlxfleet.tokenizer_proc.encode import Encoder
+from mlxfleet.tokenizer_proc.large import read_content, taken_apart
 
 
 class TokenizerService(ClientService):
@@ -34,27 +37,32 @@ class TokenizerService(ClientService):
         self._tracer = make_tracer(told.observe, "tokenizer", told.name)
         self.connect(RouterToTokenizer, told.router_address, model=told.model)
 
-    def on_message(self, message: TokenizeText | TokenizeChat) -> None:
+    def on_message(
+        self, message: TokenizeText | TokenizeChat | TakeApart | TokenizeContent
+    ) -> None:
         """Answer at once: one prompt at a time is what one process can do."""
+        if isinstance(message, TakeApart):
+            self.router.send(taken_apart(message))
+            return
         began = time.monotonic()
-        answer = self._encoder.encode(message)
+        asked = read_content(message) if isinstance(message, TokenizeContent) else message
+        match asked:
+            case TokenizeText() | TokenizeChat():
+                answer = self._encoder.encode(asked)
+            case Tokenized() | TokenizeFailed():
+                answer = asked
         self.router.send(answer)
         if message.traceparent:
-            self._trace(message, answer, began)
+            self._trace(message.traceparent, answer, began)
 
     async def shutdown(self) -> None:
         """Close the link, send the last spans."""
         await super().shutdown()
         self._tracer.close()
 
-    def _trace(
-        self,
-        message: TokenizeText | TokenizeChat,
-        answer: Tokenized | TokenizeFailed,
-        began: float,
-    ) -> None:
+    def _trace(self, parent: str, answer: Tokenized | TokenizeFailed, began: float) -> None:
         """Record the span of a prompt that was encoded."""
-        span = self._tracer.start("encode", message.traceparent, at=began)
+        span = self._tracer.start("encode", parent, at=began)
         match answer:
             case Tokenized():
                 span.set({"mlxfleet.prompt_tokens": sum(map(len, answer.token_ids))})

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from mlxfleet.common.errors import InvalidRequestError
 from mlxfleet.common.messages import Sampling
+from mlxfleet.common.request_content import split_prompt
 from mlxfleet.common.sampling_defaults import SamplingDefaults
 from mlxfleet.router.parameters import (
     MAX_CHOICES,
@@ -26,7 +27,6 @@ from mlxfleet.router.parameters import (
     make_sampling,
     parse,
     parse_logit_bias,
-    split_prompt,
 )
 
 VOCAB_SIZE = 100
