@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 import msgspec
 
 from mlxfleet.common.block_hashes import block_hashes
-from mlxfleet.common.errors import InvalidRequestError, RequestError, UnavailableError
+from mlxfleet.common.errors import RequestError
 from mlxfleet.common.messages import (
     FinishReason,
-    ModelInfo,
     Sampling,
     TokenizeChat,
     Tokenized,
@@ -22,6 +21,7 @@ from mlxfleet.common.messages import (
 )
 from mlxfleet.router.catalog import Catalog
 from mlxfleet.router.dispatcher import Dispatcher, new_rid
+from mlxfleet.router.limits import Limits, check_length, check_prompts
 from mlxfleet.router.parameters import (
     COMPLETION_DEFAULT_MAX_TOKENS,
     ChatRequest,
@@ -32,6 +32,7 @@ from mlxfleet.router.parameters import (
     make_sampling,
     split_prompt,
 )
+from mlxfleet.router.patience import within
 from mlxfleet.router.sequences import Delta, Sequence
 from mlxfleet.router.tokenizers import Tokenizers
 
@@ -52,7 +53,8 @@ class Choice:
 
 
 class Generation:
-    """The sequences of one request; choice i belongs to prompt i // n."""
+    """The sequences of one request; choice i belongs to prompt i // n. `deadline` is when the
+    client gives up, in the event loop's time."""
 
     def __init__(
         self,
@@ -65,6 +67,7 @@ class Generation:
         prompts = tokenized.token_ids
         self._dispatcher = dispatcher
         self.model = model
+        self.deadline: float | None = None
         self._wakeup = asyncio.Event()
         self.rid = new_rid()
         self.n = request.n or 1
@@ -106,7 +109,8 @@ class Generation:
 
     async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
         """Start, then yield (choice, what is new) until every choice has ended."""
-        await self._dispatcher.start(self.sequences)
+        async with within(self.deadline):
+            await self._dispatcher.start(self.sequences)
         running = dict(enumerate(self.sequences))
         while running:
             await self._wakeup.wait()
@@ -142,7 +146,8 @@ class Generation:
 
 
 class Front:
-    """Turns requests into generations: tokenizes, checks lengths, makes sampling parameters."""
+    """Turns requests into generations: tokenizes, checks lengths, makes sampling parameters. Call
+    `ready_for` first."""
 
     def __init__(
         self,
@@ -155,27 +160,38 @@ class Front:
         self._tokenizers = tokenizers
         self._dispatcher = dispatcher
         self._default_max_tokens = default_max_tokens
+        self._patience = dispatcher.patience
+        self._nodes = dispatcher.nodes
+
+    async def ready_for(self, name: str) -> None:
+        """Wait until a model's requests can be tokenized and measured by what its nodes take;
+        UnavailableError if that takes too long."""
+        await self._limits(name, 1)
+        await self._patience.until(
+            name, lambda: self._tokenizers.known(name) or None, "no tokenizer is there"
+        )
 
     async def chat(self, request: ChatRequest, traceparent: str) -> Generation:
         """A chat request's generation; `traceparent` is that of its being tokenized."""
         stated = chat_max_tokens(request)
         logprobs = chat_logprobs(request)
         name = self.catalog.find(request.model)
-        model = self._model(name)
         messages = [message.for_template() for message in request.messages]
+        longest = self._nodes.longest_context(name)
         tokenized = await self._tokenizers.tokenize(
-            TokenizeChat(new_rid(), messages, model.context_length, traceparent), name
+            TokenizeChat(new_rid(), messages, longest, traceparent), name
         )
         prompts = tokenized.token_ids
-        check_prompts(prompts, model, "messages")
-        room = model.context_length - len(prompts[0])
+        limits = await self._limits(name, len(prompts[0]) + (stated or 1))
+        check_prompts(prompts, limits, "messages")
+        room = max(limits.tokens - len(prompts[0]), 1)
         max_tokens = stated or min(self._default_max_tokens, room)
-        check_length(prompts, max_tokens, model, "messages")
+        check_length(prompts, max_tokens, limits, "messages")
         sampling = make_sampling(
             request,
             max_tokens=max_tokens,
             logprobs=logprobs,
-            vocab_size=model.vocab_size,
+            vocab_size=limits.model.vocab_size,
             defaults=self.catalog.sampling_defaults(name),
         )
         return Generation(self._dispatcher, tokenized, sampling, request, name)
@@ -183,7 +199,7 @@ class Front:
     async def completion(self, request: CompletionRequest, traceparent: str) -> Generation:
         """A completion request's generation; `traceparent` is that of its being tokenized."""
         name = self.catalog.find(request.model)
-        model = self._model(name)
+        model = (await self._limits(name, 1)).model
         prompt = split_prompt(request.prompt, model.vocab_size)
         max_tokens = request.max_tokens or COMPLETION_DEFAULT_MAX_TOKENS
         sampling = make_sampling(
@@ -196,52 +212,24 @@ class Front:
         texts = [item for item in prompt if isinstance(item, str)]
         prompts = [item for item in prompt if isinstance(item, list)]
         if texts:
+            longest = self._nodes.longest_context(name)
             tokenized = await self._tokenizers.tokenize(
-                TokenizeText(new_rid(), texts, model.context_length, traceparent), name
+                TokenizeText(new_rid(), texts, longest, traceparent), name
             )
             prompts = tokenized.token_ids
-        check_prompts(prompts, model, "prompt")
-        check_length(prompts, max_tokens, model, "prompt")
+        limits = await self._limits(name, max(map(len, prompts)) + max_tokens)
+        check_prompts(prompts, limits, "prompt")
+        check_length(prompts, max_tokens, limits, "prompt")
         if not texts:
             tokenized = Tokenized(new_rid(), prompts, [block_hashes(ids) for ids in prompts])
         return Generation(self._dispatcher, tokenized, sampling, request, name)
 
-    def _model(self, name: str) -> ModelInfo:
-        model = self._dispatcher.nodes.model_info(name)
-        if model is None:
-            raise UnavailableError("no node has loaded the model yet", retry_after_s=5)
-        return model
-
-
-def check_prompts(prompts: list[list[int]], model: ModelInfo, param: str) -> None:
-    """Refuse prompts that have no tokens or leave no room for an answer."""
-    for prompt in prompts:
-        if not prompt:
-            raise InvalidRequestError("the prompt has no tokens", param=param, code="empty_prompt")
-        if len(prompt) >= model.context_length:
-            raise InvalidRequestError(
-                f"the prompt has {len(prompt)} tokens, but the context has only"
-                f" {model.context_length}",
-                param=param,
-                code="context_length_exceeded",
-            )
-
-
-def check_length(prompts: list[list[int]], max_tokens: int, model: ModelInfo, param: str) -> None:
-    """Refuse prompts that with their answers would not fit the context or the memory."""
-    longest = max(map(len, prompts))
-    total = longest + max_tokens
-    stated = f"{longest} prompt tokens and {max_tokens} of the answer"
-    if total > model.context_length:
-        raise InvalidRequestError(
-            f"{stated} are more than the context length of {model.context_length}",
-            param=param,
-            code="context_length_exceeded",
-        )
-    if (needed := model.kv_bytes(total)) > model.kv_budget_bytes:
-        raise InvalidRequestError(
-            f"{stated} need {needed / 1e6:.0f} MB of KV cache, more than the"
-            f" {model.kv_budget_bytes / 1e6:.0f} MB there are",
-            param=param,
-            code="context_length_exceeded",
+    async def _limits(self, name: str, tokens: int) -> Limits:
+        """What a sequence of a model is measured by. Waits for a node if none is known yet, or if
+        only one that is lost or loading could take so many tokens."""
+        return await self._patience.until(
+            name,
+            lambda: self._nodes.limits(name, tokens),
+            f"no node that can take {tokens} tokens is there" if tokens > 1 else "no node is there",
+            tokens,
         )

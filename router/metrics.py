@@ -22,6 +22,7 @@ from prometheus_client import (
 
 from mlxfleet.router import metric_families as families
 from mlxfleet.router.admission import PRIORITIES, Admission
+from mlxfleet.router.patience import Patience
 from mlxfleet.router.sequences import Sequence
 from mlxfleet.router.stages import Stages
 
@@ -64,6 +65,7 @@ class Metrics:
         self.recoveries = families.RECOVERIES.counter(registry)
         self.failovers = families.FAILOVERS.counter(registry)
         self.refused_nodes = families.REFUSED_NODES.counter(registry)
+        self.stream_pings = families.STREAM_PINGS.counter(registry)
         # Looked up once per model: this is the path of every token.
         self._tokens: dict[str, TokenMetrics] = {}
         self.stages = Stages()
@@ -93,6 +95,11 @@ class Metrics:
         for priority in PRIORITIES:
             depth = functools.partial(admission.depth, priority)
             waiting.labels(priority).set_function(depth)
+
+    def watch_patience(self, patience: Patience) -> None:
+        """Show how many requests wait for a process."""
+        gauge = families.REQUESTS_WITHOUT_NODE.gauge(self.registry)
+        gauge.set_function(lambda: patience.waiting)
 
     def watch_ready(self, can_generate: Callable[[], bool]) -> None:
         """Show whether requests can be answered."""

@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from mlxfleet.common.cluster.file import Cluster
 from mlxfleet.common.errors import ConfigError, MlxfleetError, NetworkError
+from mlxfleet.common.messages import LoadProgress
 from mlxfleet.common.preflight import API_KEY_ENV
 
 ADMIN_KEY_ENV = "MLXFLEET_ADMIN_KEY"
@@ -41,6 +42,7 @@ class FleetNode(Struct):
     prefilled_tokens: int = 0
     tokens_per_s: float | None = None
     temperature_c: float | None = None
+    loading: LoadProgress | None = None
 
     @property
     def generates(self) -> bool:

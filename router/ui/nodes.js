@@ -39,11 +39,21 @@ function showName(node, { severalModels }) {
 function showState(node) {
   const restarts = node.restarts + node.worker_restarts;
   const sub = joined(
+    node.loading && loadProgress(node.loading),
     node.silent_s > SILENT_S && `silent ${duration(node.silent_s)}`,
     node.breaker !== "closed" && `breaker ${node.breaker.replaceAll("_", " ")}`,
     restarts > 0 && counted(restarts, "restart"),
   );
   return { text: node.state, tone: toneOf(node.state), sub };
+}
+
+const LOAD_STAGES = { starting: "starts", testing: "tests the model", measuring: "measures passes" };
+
+/** How far a node is with its model: "31 of 98 GB · about 40 s". */
+function loadProgress({ stage, loaded_bytes, total_bytes, remaining_s }) {
+  if (LOAD_STAGES[stage] || !(total_bytes > 0)) return LOAD_STAGES[stage] ?? "starts";
+  const [part, all] = inOneUnit(loaded_bytes, total_bytes);
+  return joined(`${part} of ${all}`, known(remaining_s) && `about ${duration(remaining_s)}`);
 }
 
 function showLoad(node) {
