@@ -82,7 +82,7 @@ class Admin:
             "chip": status.info.chip,
             "memory_bytes": status.info.memory_bytes,
             "state": nodes.state(name),
-            "loading": status.loading,
+            "loading": nodes.loading().get(name),
             "breaker": nodes.breaker_state(name),
             "sequences": sequences,
             "silent_s": round(nodes.silent_s(name), 3),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from mlxfleet.common.errors import InvalidRequestError
 from mlxfleet.common.messages import ModelInfo
 
+# More than any context; what a node says of its own is not trusted.
 MOST_TOKENS = 1 << 40
 
 

@@ -116,7 +116,11 @@ class Nodes:
 
     def loading(self) -> dict[str, LoadProgress]:
         """How far each node is that loads."""
-        return {name: s.loading for name, s in self.status.items() if s.loading is not None}
+        return {
+            name: status.loading
+            for name, status in self.status.items()
+            if status.loading is not None and self._states[name] is State.LOADING
+        }
 
     def _known_limits(self, model: str, *, living: bool) -> list[Limits]:
         """Limits of a model's nodes that have ever loaded it, of all or of those that live."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -43,6 +44,14 @@ def test_the_table_shows_load_cache_and_speed() -> None:
     for part in ("Apple M3 Ultra", "ready", "25% of 20.0 GB", "75%", "123.4", "[b]"):
         assert part in text
     assert "°C" not in text
+
+
+def test_a_node_that_loads_says_how_far_it_is() -> None:
+    progress = {"stage": "reading", "loaded_bytes": 31 * 10**9, "total_bytes": 98 * 10**9}
+    progress["remaining_s"] = 40
+    node = {"name": "a", "state": "loading", "loading": progress}
+    fleet = msgspec.convert({"nodes": [node]}, Fleet)
+    assert "loading 98 GB, 31 of 98, about 40 s" in " ".join(shown(fleet).split())
 
 
 def test_temperatures_are_shown_when_known() -> None:
