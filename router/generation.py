@@ -164,12 +164,9 @@ class Front:
         self._nodes = dispatcher.nodes
 
     async def ready_for(self, name: str) -> None:
-        """Wait until a model's requests can be tokenized and measured by what its nodes take;
+        """Wait until it is known what a model's nodes take, by which its requests are measured;
         UnavailableError if that takes too long."""
         await self._limits(name, 1)
-        await self._patience.until(
-            name, lambda: self._tokenizers.known(name) or None, "no tokenizer is there"
-        )
 
     async def chat(self, request: ChatRequest, traceparent: str) -> Generation:
         """A chat request's generation; `traceparent` is that of its being tokenized."""

@@ -52,10 +52,6 @@ class Tokenizers:
         """Names of a model's tokenizers that were heard from lately."""
         return [p.name for p in self._pool.alive() if self._models[p.name] == model]
 
-    def known(self, model: str) -> bool:
-        """Whether a model has a tokenizer, which may be silent."""
-        return model in self._models.values()
-
     async def tokenize(self, message: TokenizeText | TokenizeChat, model: str = "") -> Tokenized:
         """Token ids, as a model has them, and block hashes, per prompt. InvalidRequestError if they
         cannot be encoded, UnavailableError if no tokenizer answers in time."""

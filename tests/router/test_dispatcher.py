@@ -513,7 +513,7 @@ def test_without_a_detokenizer_the_server_is_unavailable() -> None:
             await bench.start("a")
         assert node.work == []
 
-    run(test, set_up=False)
+    run(test, set_up=False, node_wait_s=0.05)
 
 
 def test_nodes_are_told_where_tokens_go() -> None:
