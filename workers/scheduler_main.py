@@ -460,7 +460,7 @@ class SchedulerService(Service):
             slowdown=self._scheduler.slowdown,
             telemetry=self._telemetry.fresh,
             metrics_address=self._metrics_address,
-            loading=self._loading and self._loading.progress,
+            loading=self._loading.progress if self._loading is not None else None,
         )
 
 
