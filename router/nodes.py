@@ -100,9 +100,11 @@ class Nodes:
         """The longest context of a model's nodes, in tokens, whether they are there or not."""
         known = [limits.model.context_length for limits in self._known_limits(model, living=False)]
         loading = [
-            status.loading.context_length or UNKNOWN_CONTEXT
+            (status.loading.context_length if status.loading else 0) or UNKNOWN_CONTEXT
             for name, status in self.status.items()
-            if self._models[name] == model and name not in self._limits and status.loading
+            if self._models[name] == model
+            and name not in self._limits
+            and status.worker == "loading"
         ]
         return max(known + loading, default=UNKNOWN_CONTEXT)
 
@@ -135,7 +137,7 @@ class Nodes:
         return any(
             self._models[name] == model
             and not self._states[name].well
-            and (name in self._limits or status.loading is not None)
+            and (name in self._limits or status.worker == "loading")
             and self._may_fit(name, tokens)
             for name, status in self.status.items()
         )

@@ -269,6 +269,8 @@ def test_another_run_of_a_node_has_its_own_limits() -> None:
         bench.dispatcher.nodes.pool.peers["n"].last_seen -= 1000
         other = bench.new_node("n", NodeInfo(instance="2"), run=9)
         await other.greet(worker="loading", model=None)
+        assert bench.dispatcher.nodes.limits("", 41) is None, "it may be as large as before"
+        await other.greet(model=SMALL)
         assert bench.dispatcher.nodes.limits("", 41) == Limits.of(SMALL)
 
     run(test, set_up=False)
@@ -279,7 +281,7 @@ def test_one_that_loads_for_the_first_time_is_waited_for_by_what_it_may_take() -
         nodes = bench.dispatcher.nodes
         await bench.add_node("small", model=SMALL)
         node = await bench.add_node("n", worker="loading", model=None)
-        assert nodes.limits("", 41) == Limits.of(SMALL)
+        assert nodes.limits("", 41) is None, "its worker has not said anything yet"
         starting = LoadProgress(stage="starting")
         await node.greet(worker="loading", model=None, loading=starting)
         assert nodes.limits("", 41) is None
