@@ -111,7 +111,12 @@ class RouterOptions:
     """How long running requests may go on after SIGTERM."""
 
     node_wait_s: Seconds = 30.0
-    """How long a request waits for a node when none can generate."""
+    """How long a request waits when no node can take it, or a process is not there that it needs;
+    while a node loads its model and gets on with it, that does not count."""
+
+    stream_ping_s: Seconds = 10.0
+    """A stream in which nothing was sent for so long, in seconds, gets a comment as a ping, also
+    while the request waits and before its status would be sent; 0 for no pings."""
 
     routing: Routing = "ttft"
     """Which node a request goes to: the one that should give the first token soonest, by what it
@@ -197,6 +202,9 @@ class SimOptions:
 
     sim_row_ms: Annotated[float, Meta(ge=0, le=1e6)] = 0.5
     """What each decoding sequence adds to a simulated pass, in ms."""
+
+    sim_load_s: Seconds = 0.0
+    """How long a simulated node takes to load its model, in seconds."""
 
     sim_kv_tokens: Annotated[int, Meta(ge=LEAST_CAPACITY)] = 65536
     """Tokens in a simulated node's KV cache, in slots of 256 tokens and powers of two above."""

@@ -13,6 +13,8 @@ HEARTBEAT_S = 0.5
 SILENT_AFTER_S = 3.0
 # A process that works for sequences and says nothing for so long, or stands still, is hung.
 HUNG_AFTER_S = 2.5
+# A worker that loads its model and gets no further for so long is stuck.
+LOAD_STUCK_S = 60.0
 # One that has been silent for so long is sent something: that fails if its socket is closed.
 PROBE_AFTER_S = 0.4
 

@@ -29,6 +29,7 @@ RejectedCode = Literal["queue_full", "too_long", "failed", "not_finite", "unknow
 FailReason = Literal["not_finite"]
 """Why a row has no next token: the model computed NaN or infinite logits."""
 WorkerState = Literal["loading", "ready", "hung", "dead"]
+LoadStage = Literal["starting", "reading", "quantizing", "testing", "measuring"]
 Count = Annotated[int, Meta(ge=0)]
 Attempt = Annotated[str, Meta(min_length=1, max_length=32)]
 # 64 bits; msgspec takes no limit that large.
@@ -113,6 +114,21 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
             tokens = capacity_for(tokens)
         windowed = sum(min(tokens, window) * size for window, size in self.windowed)
         return self.fixed_bytes + tokens * self.bytes_per_token + windowed
+
+
+class LoadProgress(Struct, frozen=True, kw_only=True):
+    """How far a worker is with loading its model. Weights are read, and quantized if that is asked
+    for, while `loaded_bytes` grow to `total_bytes`, 0 until that is known; then the model is tested
+    and passes are measured. `done` counts the pieces of work that are done in this stage.
+    `remaining_s` are the seconds until the weights are there at the rate so far, None if unknown;
+    `context_length` is the model's, in tokens, 0 until its configuration has been read."""
+
+    stage: LoadStage
+    done: Count = 0
+    loaded_bytes: Count = 0
+    total_bytes: Count = 0
+    remaining_s: float | None = None
+    context_length: Count = 0
 
 
 class Welcome(Struct, tag="welcome", frozen=True):
@@ -339,7 +355,8 @@ class NodeStatus(Struct, tag="node_status", frozen=True, kw_only=True):
     lately. `cold_age_s` is for how long the block has not been used that makes room next;
     `kv_sequence` the number of the last message about the cache. `slowdown` is how much longer
     passes take now than they did when the machine was cool, for the same work; 1 if unknown.
-    `metrics_address` is HOST:PORT of the node's own /metrics."""
+    `metrics_address` is HOST:PORT of the node's own /metrics, `loading` how far a worker is that
+    loads."""
 
     name: str
     incarnation: str
@@ -377,6 +394,7 @@ class NodeStatus(Struct, tag="node_status", frozen=True, kw_only=True):
     slowdown: float = 1.0
     telemetry: Telemetry | None = None
     metrics_address: str = ""
+    loading: LoadProgress | None = None
 
     @property
     def can_generate(self) -> bool:
@@ -589,6 +607,14 @@ class WorkerStatus(Struct, tag="worker_status", frozen=True, kw_only=True):
     mlx_peak_bytes: int = 0
 
 
+class WorkerLoading(Struct, tag="worker_loading", frozen=True, kw_only=True):
+    """A worker loads its model and has got on with it; at most twice a second in one stage."""
+
+    incarnation: str
+    version: int = PROTOCOL_VERSION
+    progress: LoadProgress
+
+
 class Step(Struct, tag="step", kw_only=True):
     """What one pass of the worker produced: one token per decoded row, and prefill progress as
     (rid, tokens). Rows that have `failed` have no token, whatever `ids` says, and decode no more.
@@ -611,4 +637,4 @@ class Step(Struct, tag="step", kw_only=True):
         check_positions(self.rids, self.finish, self.failed, self.logprobs)
 
 
-WorkerToScheduler = WorkerStatus | Admitted | Step
+WorkerToScheduler = WorkerLoading | WorkerStatus | Admitted | Step

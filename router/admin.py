@@ -88,6 +88,7 @@ class Admin:
             "chip": status.info.chip,
             "memory_bytes": status.info.memory_bytes,
             "state": nodes.state(name),
+            "loading": nodes.loading().get(name),
             "breaker": nodes.breaker_state(name),
             "breaker_open_s": round(nodes.breaker_open_s(name), 1),
             "sequences": sequences,

@@ -6,6 +6,7 @@ Nodes take requests in order of arrival, so what waits has to wait here for a ch
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -14,11 +15,11 @@ from functools import partial
 from typing import Literal, get_args
 
 from mlxfleet.common.errors import (
-    DeadlineError,
     InvalidRequestError,
     OverloadedError,
     UnavailableError,
 )
+from mlxfleet.router.patience import LOOK_AGAIN_S, Wait, within
 
 RETRY_AFTER_S = 1
 
@@ -108,7 +109,8 @@ class Admission:
     """Counts sequences from their arrival to their end.
 
     `capacity` tells how many may be on the nodes of a model at once, None while there is no node;
-    then a request waits `node_wait_s` for one, otherwise `max_wait_s` for a place.
+    then a request waits `node_wait_s` for one, otherwise `max_wait_s` for a place. While a node of
+    a model `loads` and gets on with it, the wait for one does not count.
     """
 
     def __init__(
@@ -120,7 +122,9 @@ class Admission:
         max_per_client: int | None,
         max_wait_s: float,
         node_wait_s: float,
+        loads: Callable[[str], bool] = lambda _: False,
     ) -> None:
+        self._loads = loads
         self._lines = {model: Line(partial(capacity, model)) for model in models}
         self.max_sequences = max_sequences
         self._max_per_client = max_per_client
@@ -177,22 +181,21 @@ class Admission:
                 line.ended(ticket)
 
     async def _wait(self, line: Line, waiting: Waiting) -> None:
-        loop = asyncio.get_running_loop()
-        no_node = line.capacity() is None
-        longest = loop.time() + (self._node_wait_s if no_node else self._max_wait_s)
-        deadline = waiting.ticket.deadline
-        until = longest if deadline is None else min(longest, deadline)
-        try:
-            async with asyncio.timeout_at(until):
+        model = waiting.ticket.model
+        for_node = Wait(
+            self._node_wait_s, lambda: line.capacity() is not None or self._loads(model)
+        )
+        for_place = Wait(self._max_wait_s, lambda: line.capacity() is None)
+        async with within(waiting.ticket.deadline):
+            while not waiting.turn.done():
+                now = time.monotonic()
+                if for_node.over(now):
+                    raise UnavailableError("no node can generate now", retry_after_s=5)
+                if for_place.over(now):
+                    why = f"no node had room for the request within {self._max_wait_s:g} s"
+                    raise OverloadedError(why, retry_after_s=RETRY_AFTER_S)
                 # Only the line decides on a turn; giving up must not look like one.
-                await asyncio.shield(waiting.turn)
-        except TimeoutError as error:
-            if until != longest:
-                raise DeadlineError("the request's deadline has passed while it waited") from error
-            if no_node:
-                raise UnavailableError("no node can generate now", retry_after_s=5) from error
-            why = f"no node had room for the request within {self._max_wait_s:g} s"
-            raise OverloadedError(why, retry_after_s=RETRY_AFTER_S) from error
+                await asyncio.wait({waiting.turn}, timeout=LOOK_AGAIN_S)
 
     def pump(self) -> None:
         """Start what may start: call it when a node has come, or changed."""

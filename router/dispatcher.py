@@ -37,6 +37,7 @@ from mlxfleet.router.detokenizers import Detokenizers
 from mlxfleet.router.health import State
 from mlxfleet.router.metrics import Metrics
 from mlxfleet.router.nodes import Nodes
+from mlxfleet.router.patience import Patience
 from mlxfleet.router.routing import Routing
 from mlxfleet.router.sequences import Sequence
 
@@ -90,9 +91,11 @@ class Dispatcher:
             on_fresh=self._on_fresh_node,
             routing=routing,
             on_change=on_nodes_changed,
+            on_state=lambda: self.patience.notify(),
             on_refused=lambda why: metrics.refused_nodes.labels(why).inc(),
             security=security,
         )
+        self.patience = Patience(node_wait_s, self.nodes.loads)
 
     async def start(self, sequences: Many[Sequence]) -> None:
         """Send sequences of one model to nodes, those of one prompt to the same. They end by
@@ -101,16 +104,27 @@ class Dispatcher:
         prompt: list[int] | None = None
         for sequence in sequences:
             if sequence.prompt_ids != prompt:
-                choose = partial(self._choose, sequence)
-                node = await self.nodes.pick(sequence.model, choose, self._node_wait_s)
+                node = await self._pick(sequence)
                 prompt = sequence.prompt_ids
-            detokenizer = self.detokenizers.assign(sequence.model)
-            if detokenizer is None:
-                raise UnavailableError("no detokenizer is there", retry_after_s=RETRY_AFTER_S)
-            sequence.detokenizer = detokenizer
+            sequence.detokenizer = await self.patience.until(
+                sequence.model,
+                partial(self.detokenizers.assign, sequence.model),
+                "no detokenizer is there",
+            )
             self._sequences[sequence.rid] = sequence
             with self._metrics.stages.timed(sequence.model, "send"):
                 self._send_to(sequence, node)
+
+    async def _pick(self, sequence: Sequence) -> str:
+        """The node for a sequence, when there is one."""
+        model, tokens = sequence.model, sequence.most_tokens
+        ready = await self.patience.until(
+            model,
+            lambda: self.nodes.ready(model, tokens) or None,
+            "no node can generate now",
+            tokens,
+        )
+        return self._choose(sequence, ready)
 
     def release(self, sequence: Sequence) -> None:
         """Stop a sequence wherever it is, and forget it everywhere."""
@@ -137,7 +151,8 @@ class Dispatcher:
 
     def move_stranded(self, now: float) -> None:
         """Continue every sequence whose node is lost or draining on another. Without another, one
-        that is lost waits, as long as a request may wait for a node. `now` is time.monotonic()."""
+        that is lost waits as long as a request may wait for a node, not counting the time while one
+        gets on with loading. `now` is time.monotonic()."""
         for sequence in list(self._sequences.values()):
             if sequence.ended:
                 continue
@@ -148,13 +163,14 @@ class Dispatcher:
             if state in (State.READY, State.BUSY):
                 sequence.stranded_since = None
                 continue
-            ready = self.nodes.ready(sequence.model)
+            tokens = sequence.most_tokens
+            ready = self.nodes.ready(sequence.model, tokens)
             others = [status for status in ready if status.name != sequence.node]
             if others:
                 self._move(sequence, self._choose(sequence, others), state)
             elif state.well:
                 sequence.stranded_since = None
-            elif sequence.stranded_since is None:
+            elif sequence.stranded_since is None or self.nodes.loads(sequence.model, tokens):
                 sequence.stranded_since = now
             elif now - sequence.stranded_since > self._node_wait_s:
                 why = "the request's node is lost, and there is no other"
@@ -257,6 +273,7 @@ class Dispatcher:
         self.nodes.send(sequence.node, resend)
 
     def _on_fresh_detokenizer(self, name: str) -> None:
+        self.patience.notify()
         for sequence in self._sequences.values():
             if sequence.detokenizer != name or sequence.ended:
                 continue
@@ -295,7 +312,7 @@ class Dispatcher:
         if message.code == "unknown":
             # The node restarted between our messages; it continues from what we have.
             self._generate(sequence)
-        elif message.code == "queue_full":
+        elif message.code == "queue_full" or self._fits_elsewhere(sequence, message):
             # Counts and reports cross; `move_stranded` finds it another place.
             sequence.trace.left("refused, the queue is full")
             self._routing.over(sequence)
@@ -307,6 +324,14 @@ class Dispatcher:
             if message.code == "failed":
                 self.nodes.failed(node)
             sequence.fail(rejection_error(message))
+
+    def _fits_elsewhere(self, sequence: Sequence, message: Rejected) -> bool:
+        """Whether a sequence is only too long for the node that refuses it, which has come back
+        with other limits."""
+        if message.code != "too_long":
+            return False
+        ready = self.nodes.ready(sequence.model, sequence.most_tokens)
+        return any(status.name != sequence.node for status in ready)
 
     def _on_text(self, text: Text) -> None:
         now = time.perf_counter()

@@ -11,10 +11,9 @@ from typing import Any
 import msgspec
 
 from mlxfleet.common.block_hashes import block_hashes
-from mlxfleet.common.errors import InvalidRequestError, RequestError, UnavailableError
+from mlxfleet.common.errors import RequestError
 from mlxfleet.common.messages import (
     FinishReason,
-    ModelInfo,
     Sampling,
     TokenizeChat,
     TokenizeContent,
@@ -25,6 +24,7 @@ from mlxfleet.common.messages import (
 from mlxfleet.common.request_content import split_prompt
 from mlxfleet.router.catalog import Catalog
 from mlxfleet.router.dispatcher import Dispatcher, new_rid
+from mlxfleet.router.limits import Limits, check_length, check_prompts
 from mlxfleet.router.parameters import (
     COMPLETION_DEFAULT_MAX_TOKENS,
     ChatRequest,
@@ -35,6 +35,7 @@ from mlxfleet.router.parameters import (
     chat_max_tokens,
     make_sampling,
 )
+from mlxfleet.router.patience import within
 from mlxfleet.router.reading import Asked, field_of, read
 from mlxfleet.router.sequences import Delta, Sequence
 from mlxfleet.router.tokenizers import Tokenizers
@@ -56,7 +57,8 @@ class Choice:
 
 
 class Generation:
-    """The sequences of one request; choice i belongs to prompt i // n."""
+    """The sequences of one request; choice i belongs to prompt i // n. `deadline` is when the
+    client gives up, in the event loop's time."""
 
     def __init__(
         self,
@@ -69,6 +71,7 @@ class Generation:
         prompts = tokenized.token_ids
         self._dispatcher = dispatcher
         self.model = model
+        self.deadline: float | None = None
         self._wakeup = asyncio.Event()
         self.rid = new_rid()
         self.n = request.n or 1
@@ -110,7 +113,8 @@ class Generation:
 
     async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
         """Start, then yield (choice, what is new) until every choice has ended."""
-        await self._dispatcher.start(self.sequences)
+        async with within(self.deadline):
+            await self._dispatcher.start(self.sequences)
         running = dict(enumerate(self.sequences))
         while running:
             await self._wakeup.wait()
@@ -146,7 +150,8 @@ class Generation:
 
 
 class Front:
-    """Turns requests into generations: tokenizes, checks lengths, makes sampling parameters."""
+    """Turns requests into generations: tokenizes, checks lengths, makes sampling parameters. Call
+    `ready_for` first."""
 
     def __init__(
         self,
@@ -159,6 +164,13 @@ class Front:
         self._tokenizers = tokenizers
         self._dispatcher = dispatcher
         self._default_max_tokens = default_max_tokens
+        self._patience = dispatcher.patience
+        self._nodes = dispatcher.nodes
+
+    async def ready_for(self, name: str) -> None:
+        """Wait until it is known what a model's nodes take, by which its requests are measured;
+        UnavailableError if that takes too long."""
+        await self._limits(name, 1)
 
     async def read(self, kind: type[R], body: bytes) -> Asked[R]:
         """What a body asks for; InvalidRequestError names the parameter."""
@@ -170,23 +182,24 @@ class Front:
         stated = chat_max_tokens(request)
         logprobs = chat_logprobs(request)
         name = self.catalog.find(request.model)
-        model = self._model(name)
         if asked.content is None:
             messages = [message.for_template() for message in request.messages]
-            question = TokenizeChat(new_rid(), messages, model.context_length, traceparent)
+            longest = self._nodes.longest_context(name)
+            question = TokenizeChat(new_rid(), messages, longest, traceparent)
             tokenized = await self._tokenizers.tokenize(question, name)
         else:
             tokenized = await self._tokenize_content(asked, name, traceparent)
         prompts = tokenized.token_ids
-        check_prompts(prompts, model, "messages")
-        room = model.context_length - len(prompts[0])
+        limits = await self._limits(name, len(prompts[0]) + (stated or 1))
+        check_prompts(prompts, limits, "messages")
+        room = max(limits.tokens - len(prompts[0]), 1)
         max_tokens = stated or min(self._default_max_tokens, room)
-        check_length(prompts, max_tokens, model, "messages")
+        check_length(prompts, max_tokens, limits, "messages")
         sampling = make_sampling(
             request,
             max_tokens=max_tokens,
             logprobs=logprobs,
-            vocab_size=model.vocab_size,
+            vocab_size=limits.model.vocab_size,
             defaults=self.catalog.sampling_defaults(name),
         )
         return Generation(self._dispatcher, tokenized, sampling, request, name)
@@ -195,7 +208,7 @@ class Front:
         """A completion request's generation; `traceparent` is that of its being tokenized."""
         request = asked.request
         name = self.catalog.find(request.model)
-        model = self._model(name)
+        model = (await self._limits(name, 1)).model
         max_tokens = request.max_tokens or COMPLETION_DEFAULT_MAX_TOKENS
         sampling = make_sampling(
             request,
@@ -205,76 +218,49 @@ class Front:
             defaults=self.catalog.sampling_defaults(name),
         )
         if asked.content is None:
-            tokenized = await self._tokenize_prompt(request, name, model, traceparent)
+            tokenized = await self._tokenize_prompt(request, name, model.vocab_size, traceparent)
         else:
             tokenized = await self._tokenize_content(asked, name, traceparent)
         prompts = tokenized.token_ids
-        check_prompts(prompts, model, "prompt")
-        check_length(prompts, max_tokens, model, "prompt")
+        limits = await self._limits(name, max(map(len, prompts)) + max_tokens)
+        check_prompts(prompts, limits, "prompt")
+        check_length(prompts, max_tokens, limits, "prompt")
         return Generation(self._dispatcher, tokenized, sampling, request, name)
 
     async def _tokenize_prompt(
-        self, request: CompletionRequest, name: str, model: ModelInfo, traceparent: str
+        self, request: CompletionRequest, name: str, vocab_size: int, traceparent: str
     ) -> Tokenized:
-        prompt = split_prompt(request.prompt, model.vocab_size)
+        prompt = split_prompt(request.prompt, vocab_size)
         texts = [item for item in prompt if isinstance(item, str)]
         if texts:
-            question = TokenizeText(new_rid(), texts, model.context_length, traceparent)
+            longest = self._nodes.longest_context(name)
+            question = TokenizeText(new_rid(), texts, longest, traceparent)
             return await self._tokenizers.tokenize(question, name)
         prompts = [item for item in prompt if isinstance(item, list)]
-        check_prompts(prompts, model, "prompt")
+        limits = await self._limits(name, max(map(len, prompts)) + 1)
+        check_prompts(prompts, limits, "prompt")
         return Tokenized(new_rid(), prompts, [block_hashes(ids) for ids in prompts])
 
     async def _tokenize_content(self, asked: Asked[Any], name: str, traceparent: str) -> Tokenized:
         """A large request's content goes to the tokenizer as it came."""
-        model = self._model(name)
+        model = (await self._limits(name, 1)).model
         assert asked.content is not None
         question = TokenizeContent(
             new_rid(),
             field_of(type(asked.request)),
             asked.content,
-            model.context_length,
+            self._nodes.longest_context(name),
             model.vocab_size,
             traceparent,
         )
         return await self._tokenizers.tokenize(question, name)
 
-    def _model(self, name: str) -> ModelInfo:
-        model = self._dispatcher.nodes.model_info(name)
-        if model is None:
-            raise UnavailableError("no node has loaded the model yet", retry_after_s=5)
-        return model
-
-
-def check_prompts(prompts: list[list[int]], model: ModelInfo, param: str) -> None:
-    """Refuse prompts that have no tokens or leave no room for an answer."""
-    for prompt in prompts:
-        if not prompt:
-            raise InvalidRequestError("the prompt has no tokens", param=param, code="empty_prompt")
-        if len(prompt) >= model.context_length:
-            raise InvalidRequestError(
-                f"the prompt has {len(prompt)} tokens, but the context has only"
-                f" {model.context_length}",
-                param=param,
-                code="context_length_exceeded",
-            )
-
-
-def check_length(prompts: list[list[int]], max_tokens: int, model: ModelInfo, param: str) -> None:
-    """Refuse prompts that with their answers would not fit the context or the memory."""
-    longest = max(map(len, prompts))
-    total = longest + max_tokens
-    stated = f"{longest} prompt tokens and {max_tokens} of the answer"
-    if total > model.context_length:
-        raise InvalidRequestError(
-            f"{stated} are more than the context length of {model.context_length}",
-            param=param,
-            code="context_length_exceeded",
-        )
-    if (needed := model.kv_bytes(total)) > model.kv_budget_bytes:
-        raise InvalidRequestError(
-            f"{stated} need {needed / 1e6:.0f} MB of KV cache, more than the"
-            f" {model.kv_budget_bytes / 1e6:.0f} MB there are",
-            param=param,
-            code="context_length_exceeded",
+    async def _limits(self, name: str, tokens: int) -> Limits:
+        """What a sequence of a model is measured by. Waits for a node if none is known yet, or if
+        only one that is lost or loading could take so many tokens."""
+        return await self._patience.until(
+            name,
+            lambda: self._nodes.limits(name, tokens),
+            f"no node that can take {tokens} tokens is there" if tokens > 1 else "no node is there",
+            tokens,
         )

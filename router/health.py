@@ -8,11 +8,13 @@ from __future__ import annotations
 import enum
 import math
 
-from mlxfleet.common.liveness import HUNG_AFTER_S
+from mlxfleet.common.liveness import HUNG_AFTER_S, LOAD_STUCK_S
 from mlxfleet.common.messages import NodeStatus
 
 # A pass may take so many times as long as passes took on average before it counts as stuck.
 SLOW_PASSES = 10
+# A worker that dies so often while it loads does not get on with it.
+MAX_LOADS = 3
 # Over how long the rate of tokens is averaged.
 RATE_OVER_S = 2.0
 
@@ -44,6 +46,8 @@ class NodeHealth:
         self.draining = False
         self.tokens_per_s = 0.0
         self._heard = self._progressed = now
+        self._load_progressed = now
+        self._loads = 0
         self._link_closed = False
         self.left = False
         """Whether it has said that it ends."""
@@ -60,8 +64,20 @@ class NodeHealth:
         same = status.incarnation == before.incarnation and status.steps == before.steps
         if not working or not same or before.running == 0:
             self._progressed = now
+        if status.loading is not None and before.loading is None:
+            self._loads += 1
+        if status.loading != before.loading:
+            self._load_progressed = now
+        if status.can_generate:
+            self._loads = 0
         self._heard = now
         self._link_closed = self.left = False
+
+    def loads(self, now: float) -> bool:
+        """Whether it loads its model and gets on with it."""
+        gets_on = now - self._load_progressed <= LOAD_STUCK_S and self._loads <= MAX_LOADS
+        heard = not self._link_closed and self.silent_s(now) <= HUNG_AFTER_S
+        return self._status.loading is not None and gets_on and heard
 
     def link_closed(self) -> None:
         """Nothing can be sent to the node until it reports again."""

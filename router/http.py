@@ -7,7 +7,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -22,16 +22,20 @@ from mlxfleet.common.errors import (
     RequestError,
     UnavailableError,
 )
+from mlxfleet.common.load_progress import describe
+from mlxfleet.common.messages import LoadProgress
 from mlxfleet.common.tracing import Tracer
 from mlxfleet.router.admin import Admin
 from mlxfleet.router.admission import Admission, Ticket
 from mlxfleet.router.auth import Authenticator, client_name
 from mlxfleet.router.bodies import Bodies
 from mlxfleet.router.connections import CLIENT_CLOSED_REQUEST, Connections
+from mlxfleet.router.event_stream import EventStream
 from mlxfleet.router.generation import Front, Generation
 from mlxfleet.router.in_flight import InFlight
 from mlxfleet.router.metrics import Metrics, RequestRecord
 from mlxfleet.router.parameters import ChatRequest, CompletionRequest, Parameters
+from mlxfleet.router.patience import within
 from mlxfleet.router.request_trace import traced
 from mlxfleet.router.scrape_targets import ScrapeTarget
 from mlxfleet.router.shapes import ChatShape, CompletionShape, Response, Usage
@@ -62,7 +66,9 @@ class Api:
         metrics: Metrics,
         in_flight: InFlight,
         can_generate: Callable[[], bool],
+        loading: Callable[[], dict[str, LoadProgress]],
         metrics_of_nodes: Callable[[], list[ScrapeTarget]],
+        ping_s: float,
         tracer: Tracer,
         web_gate: WebGate,
         bodies: Bodies,
@@ -77,7 +83,9 @@ class Api:
         self._metrics = metrics
         self._in_flight = in_flight
         self._can_generate = can_generate
+        self._loading = loading
         self._metrics_of_nodes = metrics_of_nodes
+        self._ping_s = ping_s
         self._tracer = tracer
         self._web_gate = web_gate
         self._created = int(time.time())
@@ -170,8 +178,11 @@ class Api:
         return json_response({"status": "ok"})
 
     async def _ready(self, http: web.Request) -> web.Response:
-        ready = self._can_generate() and not self.draining
-        return json_response({"ready": ready}, status=200 if ready else 503)
+        """200 if requests can be answered now, else 503 with how far nodes are that load."""
+        if self._can_generate() and not self.draining:
+            return json_response({"ready": True})
+        loading = {node: describe(progress) for node, progress in self._loading().items()}
+        return json_response({"ready": False, "loading": loading}, status=503)
 
     async def _show_metrics(self, http: web.Request) -> web.Response:
         return web.Response(
@@ -218,37 +229,43 @@ class Api:
                 stages = self._metrics.stages
                 stages.observe(model, "validate", time.perf_counter() - began)
                 shown = self._in_flight.entry(ticket.priority)
+                pings = self._metrics.stream_pings.inc
+                stream = EventStream(http, self._ping_s if request.stream else 0, pings)
                 with self._admission.room_for(ticket), shown as entry:
-                    with stages.timed(model, "tokenize"):
-                        generation = await make(asked, trace.stage("tokenize"))
-                    asked.forget_prompt()
-                    body.release()
-                    trace.runs(generation)
-                    session = http.headers.get(SESSION_HEADER) or request.user
-                    generation.belongs_to(session, record.arrived)
-                    entry.sequences = generation.sequences
-                    self._metrics.prompt_tokens.labels(model).inc(generation.prompt_tokens)
-                    shape = make_shape(request)
-                    answer = self._stream if request.stream else self._whole
-                    began = time.perf_counter()
-                    trace.stage("admission")
-                    async with self._admission.turn(ticket):
-                        trace.stage_over()
-                        stages.observe(model, "admission", time.perf_counter() - began)
-                        with generation.released_at_end(), ends_at(ticket.deadline, generation):
-                            response = await answer(http, request, generation, shape)
+                    async with errors_as_events(stream, record), stream:
+                        async with within(ticket.deadline):
+                            await self._front.ready_for(model)
+                            with stages.timed(model, "tokenize"):
+                                generation = await make(asked, trace.stage("tokenize"))
+                        asked.forget_prompt()
+                        body.release()
+                        trace.runs(generation)
+                        session = http.headers.get(SESSION_HEADER) or request.user
+                        generation.belongs_to(session, record.arrived)
+                        generation.deadline = ticket.deadline
+                        entry.sequences = generation.sequences
+                        self._metrics.prompt_tokens.labels(model).inc(generation.prompt_tokens)
+                        shape = make_shape(request)
+                        began = time.perf_counter()
+                        trace.stage("admission")
+                        async with self._admission.turn(ticket):
+                            trace.stage_over()
+                            stages.observe(model, "admission", time.perf_counter() - began)
+                            with generation.released_at_end(), ends_at(ticket.deadline, generation):
+                                if request.stream:
+                                    await self._stream(stream, request, generation, shape)
+                                else:
+                                    answer = await self._whole(generation, shape)
+                        record.outcome = "ok"
+                response = stream.response if request.stream else answer
                 trace.status = response.status
-                failed = any(sequence.error for sequence in generation.sequences)
-                record.outcome = "error" if failed else "ok"
                 return response
         finally:
             self._active -= 1
             if self._active == 0:
                 self.idle.set()
 
-    async def _whole(
-        self, http: web.Request, request: Parameters, generation: Generation, shape: Shape
-    ) -> web.StreamResponse:
+    async def _whole(self, generation: Generation, shape: Shape) -> web.Response:
         choices = await generation.collect()
         return json_response(
             Response(
@@ -261,10 +278,9 @@ class Api:
         )
 
     async def _stream(
-        self, http: web.Request, request: Parameters, generation: Generation, shape: Shape
-    ) -> web.StreamResponse:
-        """Server-sent events. The status is sent with the first token, so that a refusal can
-        still have its own."""
+        self, stream: EventStream, request: Parameters, generation: Generation, shape: Shape
+    ) -> None:
+        """Server-sent events, from the first token to the end."""
         usage = None if request.include_usage else msgspec.UNSET
         chunk = Response(
             id=shape.id_prefix + generation.rid,
@@ -273,31 +289,22 @@ class Api:
             choices=[],
             usage=usage,
         )
-        response = web.StreamResponse(
-            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
-        )
-        try:
-            async for index, delta in generation.deltas():
-                if not response.prepared:
-                    await response.prepare(http)
-                    for opened in range(len(generation.sequences)):
-                        if (opening := shape.opening(opened)) is not None:
-                            chunk.choices = [opening]
-                            await response.write(event(chunk))
-                chunk.choices = [shape.chunk(index, delta)]
-                if request.continuous_usage:
-                    chunk.usage = Usage.of(generation)
-                await response.write(event(chunk))
-            if request.include_usage:
-                chunk.choices, chunk.usage = [], Usage.of(generation)
-                await response.write(event(chunk))
-            await response.write(b"data: [DONE]\n\n")
-        except RequestError as error:
-            if not response.prepared:
-                raise
-            await response.write(event(error.body()))
-        await response.write_eof()
-        return response
+        begun = False
+        async for index, delta in generation.deltas():
+            if not begun:
+                begun = True
+                for opened in range(len(generation.sequences)):
+                    if (opening := shape.opening(opened)) is not None:
+                        chunk.choices = [opening]
+                        await stream.send(event(chunk))
+            chunk.choices = [shape.chunk(index, delta)]
+            if request.continuous_usage:
+                chunk.usage = Usage.of(generation)
+            await stream.send(event(chunk))
+        if request.include_usage:
+            chunk.choices, chunk.usage = [], Usage.of(generation)
+            await stream.send(event(chunk))
+        await stream.end(b"data: [DONE]\n\n")
 
     def _describe_model(self, name: str) -> dict[str, object]:
         return {
@@ -346,6 +353,18 @@ def outcome_into(record: RequestRecord) -> Iterator[None]:
     except web.HTTPException:
         record.outcome = "client_error"
         raise
+
+
+@contextlib.asynccontextmanager
+async def errors_as_events(stream: EventStream, record: RequestRecord) -> AsyncIterator[None]:
+    """Send an error as an event in a stream whose status is sent."""
+    try:
+        yield
+    except RequestError as error:
+        if not stream.opened:
+            raise
+        record.outcome = outcome_of(error)
+        await stream.end(event(error.body()))
 
 
 @contextlib.contextmanager

@@ -96,8 +96,10 @@ class RouterService(Service):
             max_per_client=options.max_requests_per_key,
             max_wait_s=options.queue_wait_s,
             node_wait_s=options.node_wait_s,
+            loads=self._dispatcher.patience.loads,
         )
         metrics.watch_admission(admission)
+        metrics.watch_patience(self._dispatcher.patience)
         metrics.watch_ready(self._can_generate)
         front = {
             "tokenizer": self._tokenizers.pool,
@@ -115,6 +117,8 @@ class RouterService(Service):
             metrics=metrics,
             in_flight=in_flight,
             can_generate=self._can_generate,
+            loading=self._dispatcher.nodes.loading,
+            ping_s=options.stream_ping_s,
             metrics_of_nodes=lambda: scrape_targets(self._dispatcher.nodes),
             tracer=self._tracer,
             web_gate=WebGate(WebGuard(told.keys, options, own_names), metrics.refused_web),

@@ -55,6 +55,14 @@ CACHED_PROMPT_TOKENS = counter(
 )
 OUTPUT_TOKENS = counter("mlxfleet_output_tokens_total", "Tokens received from nodes.", "model")
 
+STREAM_PINGS = counter(
+    "mlxfleet_stream_pings_total", "Comments sent in streams that were silent for long."
+)
+REQUESTS_WITHOUT_NODE = gauge(
+    "mlxfleet_requests_without_node",
+    "Requests that wait for a process that is not there or still loads, before they queue.",
+)
+
 SEQUENCES_IN_FLIGHT = gauge(
     "mlxfleet_sequences_in_flight", "Sequences in the router, waiting or on a node."
 )

@@ -25,6 +25,7 @@ from mlxfleet.router.admission import PRIORITIES, Admission
 from mlxfleet.router.bodies import BODY_REFUSALS
 from mlxfleet.router.body_budget import BodyBudget
 from mlxfleet.router.connections import CLOSINGS, Connections
+from mlxfleet.router.patience import Patience
 from mlxfleet.router.sequences import Sequence
 from mlxfleet.router.stages import Stages
 from mlxfleet.router.web_guard import CODES
@@ -71,6 +72,7 @@ class Metrics:
         self.refused_web = families.REFUSED_WEB.counter(registry)
         self.connections_closed = families.CONNECTIONS_CLOSED.counter(registry)
         self.bodies_refused = families.BODIES_REFUSED.counter(registry)
+        self.stream_pings = families.STREAM_PINGS.counter(registry)
         # Looked up once per model: this is the path of every token.
         self._tokens: dict[str, TokenMetrics] = {}
         self.stages = Stages()
@@ -115,6 +117,11 @@ class Metrics:
         families.CONNECTIONS_LIMIT.gauge(self.registry).set(connections.limit)
         families.BODY_BYTES.gauge(self.registry).set_function(lambda: budget.held)
         families.BODY_BYTES_LIMIT.gauge(self.registry).set(budget.limit)
+
+    def watch_patience(self, patience: Patience) -> None:
+        """Show how many requests wait for a process."""
+        gauge = families.REQUESTS_WITHOUT_NODE.gauge(self.registry)
+        gauge.set_function(lambda: patience.waiting)
 
     def watch_ready(self, can_generate: Callable[[], bool]) -> None:
         """Show whether requests can be answered."""

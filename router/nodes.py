@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -11,7 +10,6 @@ import zmq
 
 from mlxfleet.common import channels
 from mlxfleet.common.curve import CurveServer
-from mlxfleet.common.errors import UnavailableError
 from mlxfleet.common.key_files import NAME
 from mlxfleet.common.liveness import PROBE_AFTER_S
 from mlxfleet.common.messages import (
@@ -19,7 +17,7 @@ from mlxfleet.common.messages import (
     KvEvents,
     KvSnapshot,
     Leaving,
-    ModelInfo,
+    LoadProgress,
     NodeStatus,
     NodeToRouter,
     Rejected,
@@ -30,6 +28,7 @@ from mlxfleet.router.breaker import Breaker, BreakerState
 from mlxfleet.router.catalog import Catalog
 from mlxfleet.router.claims import NameClaims, Verdict
 from mlxfleet.router.health import NodeHealth, State
+from mlxfleet.router.limits import Limits, largest
 from mlxfleet.router.outages import Outages
 from mlxfleet.router.pool import Greeting, Pool
 from mlxfleet.router.routing import Routing
@@ -40,13 +39,16 @@ log = logging.getLogger(__name__)
 FORGET_AFTER_S = 600.0
 QUEUED_SHARE = 0.25
 MAX_NODES = 1024
+# In the place of a context length that no node has said yet.
+UNKNOWN_CONTEXT = 1 << 24
 
 
 class Nodes:
     """Knows each node's last report and health, and sends requests to them.
 
     `on_rejected` takes a node's name and its refusal; `on_fresh` the name of a node that has
-    restarted; `on_change` is called when requests may have become welcome somewhere.
+    restarted; `on_change` is called when requests may have become welcome somewhere, `on_state`
+    when a node's state has changed.
     `on_refused` takes a word for why a node was not let in.
     `detokenizers` gives the addresses that nodes of a model send tokens to. `routing`
     hears what nodes report.
@@ -64,6 +66,7 @@ class Nodes:
         on_fresh: Callable[[str], None],
         routing: Routing,
         on_change: Callable[[], None],
+        on_state: Callable[[], None],
         on_refused: Callable[[str], None],
         security: CurveServer | None = None,
     ) -> None:
@@ -79,10 +82,11 @@ class Nodes:
         self._on_rejected = on_rejected
         self._on_fresh = on_fresh
         self._on_change = on_change
+        self._on_state = on_state
         self._on_refused = on_refused
         self._routing = routing
         self._outages = Outages()
-        self._changed = asyncio.Event()
+        self._limits: dict[str, Limits] = {}
         self.pool.channel.attach(self._on_message)
 
     def close(self) -> None:
@@ -91,10 +95,69 @@ class Nodes:
             self.pool.send(name, Leaving())
         self.pool.channel.close(linger_s=channels.GOODBYE_S)
 
-    def model_info(self, model: str) -> ModelInfo | None:
-        """What a model can do, as soon as a node has loaded it."""
-        statuses = (s for name, s in self.status.items() if self._models[name] == model)
-        return next((s.model for s in statuses if s.model is not None), None)
+    def limits(self, model: str, tokens: int) -> Limits | None:
+        """What a model's largest living node can take, if that is so many tokens or no other node
+        could take them either. None while one that could is lost or loading, and while no node is
+        known; if all are lost, what the largest of those could take that are big enough."""
+        living = largest(self._known_limits(model, living=True))
+        if living is not None and (living.tokens >= tokens or not self._may_take(model, tokens)):
+            return living
+        known = largest(self._known_limits(model, living=False))
+        return known if living is None and known is not None and known.tokens >= tokens else None
+
+    def longest_context(self, model: str) -> int:
+        """The longest context of a model's nodes, in tokens, whether they are there or not."""
+        known = [limits.model.context_length for limits in self._known_limits(model, living=False)]
+        loading = [
+            (status.loading.context_length if status.loading else 0) or UNKNOWN_CONTEXT
+            for name, status in self.status.items()
+            if self._models[name] == model
+            and name not in self._limits
+            and status.worker == "loading"
+        ]
+        return max(known + loading, default=UNKNOWN_CONTEXT)
+
+    def loads(self, model: str, tokens: int = 1) -> bool:
+        """Whether a node of a model gets on with loading that could then take so many tokens."""
+        now = time.monotonic()
+        return any(
+            self._models[name] == model and health.loads(now) and self._may_fit(name, tokens)
+            for name, health in self._health.items()
+        )
+
+    def loading(self) -> dict[str, LoadProgress]:
+        """How far each node is that loads."""
+        return {
+            name: status.loading
+            for name, status in self.status.items()
+            if status.loading is not None and self._states[name] is State.LOADING
+        }
+
+    def _known_limits(self, model: str, *, living: bool) -> list[Limits]:
+        """Limits of a model's nodes that have ever loaded it, of all or of those that live."""
+        return [
+            limits
+            for name, limits in self._limits.items()
+            if self._models[name] == model and (not living or self._states[name].well)
+        ]
+
+    def _may_take(self, model: str, tokens: int) -> bool:
+        """Whether a node that is lost or loading could take so many tokens if it were there."""
+        return any(
+            self._models[name] == model
+            and not self._states[name].well
+            and (name in self._limits or status.worker == "loading")
+            and self._may_fit(name, tokens)
+            for name, status in self.status.items()
+        )
+
+    def _may_fit(self, node: str, tokens: int) -> bool:
+        """Whether so many tokens fit on a node, as far as that is known."""
+        if (limits := self._limits.get(node)) is not None:
+            return limits.tokens >= tokens
+        loading = self.status[node].loading
+        context = loading.context_length if loading is not None else 0
+        return not context or context >= tokens
 
     def state(self, node: str) -> State:
         """What a node was doing when it was last looked at."""
@@ -131,8 +194,9 @@ class Nodes:
         """The name of a known node's model in the API."""
         return self._models[node]
 
-    def ready(self, model: str | None = None) -> list[NodeStatus]:
-        """Nodes that may get a request now, with a certain model or with any."""
+    def ready(self, model: str | None = None, tokens: int = 1) -> list[NodeStatus]:
+        """Nodes that may get a request of so many tokens now, prompt and answer, with a certain
+        model or with any."""
         now = time.monotonic()
         takes = (State.READY, State.BUSY)
         return [
@@ -141,6 +205,7 @@ class Nodes:
             if self._states[name] in takes
             and model in (None, self._models[name])
             and self.breakers[name].allows(now)
+            and self._may_fit(name, tokens)
         ]
 
     def drain(self, node: str, draining: bool) -> bool:
@@ -184,12 +249,15 @@ class Nodes:
         if (breaker := self.breakers.get(node)) is not None:
             breaker.fault(time.monotonic())
 
-    def _tell(self) -> None:
-        self._changed.set()
-        self._on_change()
-
     def _forget(self, name: str) -> None:
-        by_name = (self.status, self.breakers, self._health, self._states, self._models)
+        by_name = (
+            self.status,
+            self.breakers,
+            self._health,
+            self._states,
+            self._models,
+            self._limits,
+        )
         for known in (self.pool.peers, *by_name):
             known.pop(name, None)
         self._outages.forget(name)
@@ -208,21 +276,8 @@ class Nodes:
             else:
                 self._outages.began(name, state, health, now)
                 self.breakers[name].fault(now)
-        self._tell()
-
-    async def pick(
-        self, model: str, choose: Callable[[list[NodeStatus]], str], wait_s: float
-    ) -> str:
-        """What is chosen of a model's ready nodes; waits for one, UnavailableError after
-        `wait_s`."""
-        try:
-            async with asyncio.timeout(wait_s):
-                while not (ready := self.ready(model)):
-                    self._changed.clear()
-                    await self._changed.wait()
-        except TimeoutError as error:
-            raise UnavailableError("no node can generate now", retry_after_s=5) from error
-        return choose(ready)
+        self._on_state()
+        self._on_change()
 
     def send(self, node: str, message: RouterToNode) -> bool:
         """Send to a node; False if it is gone. It gets its requests again when it is back."""
@@ -254,15 +309,26 @@ class Nodes:
             self._on_refused("version")
             return
         self._models[status.name] = model
+        self._note_limits(status)
         self.status[status.name] = status
         self.breakers.setdefault(status.name, Breaker())
         self._health.setdefault(status.name, NodeHealth(status, now)).report(status, now)
         self._look(status.name, now)
-        self._tell()
+        self._on_change()
         if self._routing.on_status(status, fresh=greeting is Greeting.FRESH):
             self.send(status.name, SendKvSnapshot())
         if greeting is Greeting.FRESH:
             self._on_fresh(status.name)
+
+    def _note_limits(self, status: NodeStatus) -> None:
+        """Remember what a node can take, also for when it is lost or loads again; another run under
+        its name may have other limits."""
+        before = self.status.get(status.name)
+        if before is not None and before.info.instance != status.info.instance:
+            self._limits.pop(status.name, None)
+        known = self._limits.get(status.name)
+        if status.model is not None and (known is None or known.model != status.model):
+            self._limits[status.name] = Limits.of(status.model)
 
     def _may_join(self, sender: bytes, status: NodeStatus) -> bool:
         """Whether a report is from a node that is in, or may come in now."""

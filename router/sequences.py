@@ -72,6 +72,11 @@ class Sequence:
         """Whether its final message has come."""
         return self.finish_reason is not None or self.error is not None
 
+    @property
+    def most_tokens(self) -> int:
+        """Prompt and answer, if that becomes as long as it may."""
+        return len(self.prompt_ids) + self.sampling.max_tokens
+
     def fail(self, error: RequestError) -> None:
         """End it with an error."""
         if not self.ended:

@@ -9,7 +9,6 @@ from typing import Any
 import mlx.core as mx
 import mlx_lm.utils
 from mlx.nn.layers.quantized import quantize as quantize_modules
-from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 from msgspec import structs
 
@@ -20,6 +19,7 @@ from mlxfleet.workers import cpu_linear
 from mlxfleet.workers.blas_threads import leave_a_core_to_others
 from mlxfleet.workers.kv_cost import measure
 from mlxfleet.workers.kv_storage import KVStorage, create_storage, slab_layout
+from mlxfleet.workers.load_report import LoadReport, unreported
 from mlxfleet.workers.memory import (
     block_bytes,
     measure_activations,
@@ -29,6 +29,7 @@ from mlxfleet.workers.memory import (
 )
 from mlxfleet.workers.model_config import context_length, eos_ids
 from mlxfleet.workers.pass_times import measure_passes
+from mlxfleet.workers.weights import bytes_of, read_weights
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +49,16 @@ CAUSES = (
 )
 
 
-def load_model(told: WorkerProcess) -> tuple[KVStorage, ModelInfo]:
-    """Load a model folder, plan its memory, set MLX's limits, time a few passes. ModelError if any
-    of it fails."""
+def load_model(
+    told: WorkerProcess, report: LoadReport | None = None
+) -> tuple[KVStorage, ModelInfo]:
+    """Load a model folder, plan its memory, set MLX's limits, time a few passes, and `report` how
+    far that is. ModelError if any of it fails."""
     folder, options = told.model_dir, told.options
-    model, config = read_model(folder, options)
+    report = report or unreported()
+    model, config = read_model(folder, options, report)
     weights_bytes = bytes_of(model)
+    report.begin("testing")
     cache = make_prompt_cache(model)
     try:
         logits = model(mx.array([PROBE_TOKENS]), cache=cache)
@@ -68,6 +73,7 @@ def load_model(told: WorkerProcess) -> tuple[KVStorage, ModelInfo]:
         per_token = sum(shape.token_bytes(format) for shape in shapes)
     context = context_length(config, options.max_context)
     limit_bytes = memory_limit_bytes(options, told.machine_share)
+    report.step()
     # Chunks never are longer than the context.
     activation_bytes = measure_activations(
         create_storage(model, layout, budget_bytes=0, cold_blocks=0),
@@ -119,31 +125,42 @@ def load_model(told: WorkerProcess) -> tuple[KVStorage, ModelInfo]:
     )
     if options.blas_threads is None:
         leave_a_core_to_others(storage)
+    report.begin("measuring")
     passes = measure_passes(
-        storage, max_rows=told.max_running, max_tokens=min(told.max_chunk_tokens, context - 1)
+        storage,
+        max_rows=told.max_running,
+        max_tokens=min(told.max_chunk_tokens, context - 1),
+        on_pass=report.step,
     )
     return storage, structs.replace(info, passes=passes)
 
 
-def read_model(folder: Path, options: WorkerOptions) -> tuple[Any, dict[str, Any]]:
-    """The model, quantized if asked, and its configuration. ModelError if that fails."""
+def read_model(
+    folder: Path, options: WorkerOptions, report: LoadReport
+) -> tuple[Any, dict[str, Any]]:
+    """The model, quantized if asked, and its configuration. ModelError if that fails. Weights are
+    quantized as they are read, so they are never in memory all in full."""
     try:
-        model, config = mlx_lm.utils.load_model(folder, trust_remote_code=options.trust_remote_code)
+        model, config = mlx_lm.utils.load_model(
+            folder, lazy=True, trust_remote_code=options.trust_remote_code
+        )
+        if options.quantize is not None:
+            quantize(model, config, bits=int(options.quantize.removeprefix("q")))
+        report.knows_model(
+            context_length=context_length(config, options.max_context),
+            total_bytes=bytes_of(model),
+        )
+        report.begin("reading" if options.quantize is None else "quantizing")
+        read_weights(model, report)
     except CAUSES as error:
         raise ModelError(f"mlx-lm cannot load {folder}: {error}") from error
-    if options.quantize is not None:
-        quantize(model, config, bits=int(options.quantize.removeprefix("q")))
+    mx.clear_cache()
     return model, config
 
 
-def bytes_of(model: Any) -> int:
-    """Bytes of all weights."""
-    parameters: Any = tree_flatten(model.parameters())
-    return sum(array.nbytes for _, array in parameters)
-
-
 def quantize(model: Any, config: dict[str, Any], *, bits: int) -> None:
-    """Quantize every layer that can be; ModelError if the weights are quantized already."""
+    """Have every layer quantized that can be, when it is read; ModelError if the weights are
+    quantized already."""
     if "quantization" in config:
         raise ModelError("--quantize: the weights are quantized already; start without it")
 
@@ -151,5 +168,3 @@ def quantize(model: Any, config: dict[str, Any], *, bits: int) -> None:
         return hasattr(module, "to_quantized") and module.weight.shape[-1] % QUANTIZE_GROUP == 0
 
     quantize_modules(model, group_size=QUANTIZE_GROUP, bits=bits, class_predicate=fits)
-    mx.eval(model.parameters())
-    mx.clear_cache()

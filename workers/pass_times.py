@@ -4,7 +4,7 @@ costs before it has seen one."""
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
@@ -21,14 +21,21 @@ LONG_PASS_S = 0.5
 
 
 def measure_passes(
-    storage: KVStorage, *, max_rows: int, max_tokens: int, sizes: Sequence[tuple[int, int]] = SIZES
+    storage: KVStorage,
+    *,
+    max_rows: int,
+    max_tokens: int,
+    sizes: Sequence[tuple[int, int]] = SIZES,
+    on_pass: Callable[[], None] = lambda: None,
 ) -> list[PassTime]:
-    """Time passes of these sizes, no larger than the limits; leaves the storage empty."""
+    """Time passes of these sizes, no larger than the limits; leaves the storage empty. `on_pass` is
+    called after each size."""
     times = []
     for rows, tokens in sizes:
         rows, tokens = min(rows, max_rows), min(tokens, max_tokens)
         seconds = pass_seconds(storage, rows, tokens)
         times.append(PassTime(rows, tokens, seconds))
+        on_pass()
         if seconds > LONG_PASS_S and tokens:
             break
     return times

@@ -40,6 +40,7 @@ from mlxfleet.common.messages import (
     Step,
     Tokens,
     Welcome,
+    WorkerLoading,
     WorkerState,
     WorkerStatus,
     WorkerToScheduler,
@@ -114,6 +115,9 @@ class SchedulerService(Service):
         self._worker_seen = 0.0
         self._worker_gone = False
         self._worker_restarts = 0
+        # A worker that loads, and who it is; None when it has its model, or is gone.
+        self._loading: WorkerLoading | None = None
+        self._loading_identity = b""
         self._detokenizers: dict[str, tuple[str, channels.Channel[None, NodeToDetokenizer]]] = {}
         self._undelivered: dict[str, Resend] = {}
         self._router_dropped = 0
@@ -242,6 +246,8 @@ class SchedulerService(Service):
 
     def _on_worker(self, sender: bytes, message: WorkerToScheduler) -> None:
         match message:
+            case WorkerLoading():
+                self._worker_loading(sender, message)
             case WorkerStatus():
                 self._worker_status(sender, message)
             case Admitted() if message.epoch == self._epoch:
@@ -281,12 +287,29 @@ class SchedulerService(Service):
         for message in self._scheduler.journal.take(self._scheduler.cached_blocks):
             self._router.send(message)
 
-    def _worker_status(self, sender: bytes, status: WorkerStatus) -> None:
-        if status.version != PROTOCOL_VERSION:
-            reason = f"it speaks protocol {status.version}, this scheduler {PROTOCOL_VERSION}"
-            log.error("refused the worker: %s", reason)
-            self._workers.send(Refused(reason), to=sender)
+    def _speaks_our_protocol(self, sender: bytes, message: WorkerLoading | WorkerStatus) -> bool:
+        """Refuse a worker of another version."""
+        if message.version == PROTOCOL_VERSION:
+            return True
+        reason = f"it speaks protocol {message.version}, this scheduler {PROTOCOL_VERSION}"
+        log.error("refused the worker: %s", reason)
+        self._workers.send(Refused(reason), to=sender)
+        return False
+
+    def _worker_loading(self, sender: bytes, message: WorkerLoading) -> None:
+        """A new worker has got on with loading; its first message is reported at once."""
+        if not self._speaks_our_protocol(sender, message):
             return
+        known, self._loading = self._loading, message
+        self._loading_identity = sender
+        if known is None or known.incarnation != message.incarnation:
+            self._send_status()
+
+    def _worker_status(self, sender: bytes, status: WorkerStatus) -> None:
+        if not self._speaks_our_protocol(sender, status):
+            return
+        if self._loading is not None and self._loading.incarnation == status.incarnation:
+            self._loading = None
         self._worker_seen = time.monotonic()
         self._worker_gone = False
         known = self._worker
@@ -395,12 +418,14 @@ class SchedulerService(Service):
             await asyncio.sleep(STATUS_S)
 
     def _probe_worker(self) -> None:
-        """Find out soon whether a worker that is silent is gone."""
+        """Find out soon whether a worker that is silent, or loads, is gone."""
+        if self._loading is not None and not self._workers.send(Ping(), to=self._loading_identity):
+            self._loading = None
         if self._worker is not None and time.monotonic() - self._worker_seen > PROBE_AFTER_S:
             self._worker_gone = not self._workers.send(Ping(), to=self._worker_identity)
 
     def _worker_state(self) -> WorkerState:
-        if self._worker is None:
+        if self._worker is None or self._loading is not None:
             return "loading"
         if self._worker_gone:
             return "dead"
@@ -452,6 +477,7 @@ class SchedulerService(Service):
             slowdown=self._scheduler.slowdown,
             telemetry=self._telemetry.fresh,
             metrics_address=self._metrics_address,
+            loading=self._loading.progress if self._loading is not None else None,
         )
 
 

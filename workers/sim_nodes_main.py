@@ -9,14 +9,18 @@ import math
 
 import zmq
 
-from mlxfleet.common.config import SimNodesProcess
-from mlxfleet.common.messages import SchedulerToWorker
+from mlxfleet.common.config import SimNodesProcess, SimWorkerProcess
+from mlxfleet.common.messages import ModelInfo, SchedulerToWorker
 from mlxfleet.common.process import MAX_FILES, Service, run_service
 from mlxfleet.common.tracing import make_tracer
+from mlxfleet.workers.load_report import LoadReport
 from mlxfleet.workers.scheduler_main import SchedulerService
-from mlxfleet.workers.sim_main import make_engine
+from mlxfleet.workers.sim_engine import SimEngine
+from mlxfleet.workers.sim_faults import Faults
+from mlxfleet.workers.sim_load import SimLoad
 from mlxfleet.workers.sim_model import sim_model
-from mlxfleet.workers.worker_loop import Worker
+from mlxfleet.workers.sim_times import SimTimes
+from mlxfleet.workers.worker_loop import SchedulerLink, Worker
 
 
 class SharedWorker:
@@ -60,6 +64,7 @@ class SimNodesService(Service):
         self._told = told
         self._schedulers: list[SchedulerService] = []
         self._workers: list[SharedWorker] = []
+        self._loading: list[asyncio.Task[None]] = []
 
     async def startup(self) -> None:
         """Read the model's configuration once, start all nodes."""
@@ -72,11 +77,21 @@ class SimNodesService(Service):
             scheduler = SchedulerService(scheduler_told, self._context, self._tracer)
             await scheduler.connect()
             self._schedulers.append(scheduler)
-            engine = make_engine(worker_told, model)
-            worker = Worker(engine, model, self._context, worker_told.scheduler_address)
-            self._workers.append(SharedWorker(worker))
+            self._loading.append(asyncio.create_task(self._load(worker_told, model)))
+        await asyncio.gather(*self._loading)
         for scheduler in self._schedulers:
             await scheduler.joined.wait()
+
+    async def _load(self, told: SimWorkerProcess, model: ModelInfo) -> None:
+        """Start a worker; its scheduler hears how far its loading is."""
+        link = SchedulerLink(self._context, told.scheduler_address)
+        report = LoadReport(link.tell_progress)
+        faults = Faults(told.options.sim_faults, told.node)
+        loading = SimLoad(model, told.options.sim_load_s, faults, report)
+        while (rest_s := loading.turn()) > 0:  # noqa: ASYNC110 - there is no event, only time
+            await asyncio.sleep(rest_s)
+        engine = SimEngine(model, SimTimes.of(told.options), faults)
+        self._workers.append(SharedWorker(Worker(engine, model, link)))
 
     async def shutdown(self) -> None:
         """Close every link."""

@@ -18,6 +18,7 @@ from mlxfleet.common.messages import (
     Admit,
     Admitted,
     Drop,
+    LoadProgress,
     ModelInfo,
     Ping,
     Prefill,
@@ -26,10 +27,14 @@ from mlxfleet.common.messages import (
     SchedulerToWorker,
     Step,
     Store,
+    WorkerLoading,
     WorkerStatus,
     WorkerToScheduler,
 )
 from mlxfleet.common.process import fail, report_ready
+from mlxfleet.workers.load_report import LoadReport
+
+SchedulerChannel = channels.Channel[SchedulerToWorker, WorkerToScheduler]
 
 
 class StepEngine(Protocol):
@@ -73,25 +78,31 @@ class StepEngine(Protocol):
         """Give the memory back."""
 
 
+class SchedulerLink:
+    """A worker's connection to its scheduler, which it has before its model."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
+        self.incarnation = new_incarnation()
+        self.channel: SchedulerChannel = channels.client(
+            context, SchedulerToWorker, address, self.incarnation
+        )
+
+    def tell_progress(self, progress: LoadProgress) -> None:
+        """Say how far the loading is."""
+        self.channel.send(WorkerLoading(incarnation=self.incarnation, progress=progress))
+
+
 class Worker:
     """Wires an engine to its scheduler. Whoever runs it gives commands to `obey` and calls `turn`
     after at most `rest_s`."""
 
-    def __init__(
-        self,
-        engine: StepEngine,
-        model: ModelInfo,
-        context: zmq.Context[zmq.Socket[bytes]],
-        scheduler_address: str,
-    ) -> None:
+    def __init__(self, engine: StepEngine, model: ModelInfo, link: SchedulerLink) -> None:
         self._engine = engine
         self._model = model
-        self._incarnation = new_incarnation()
+        self._incarnation = link.incarnation
         self._epoch = ""
         self._next_heartbeat = 0.0
-        self.scheduler: channels.Channel[SchedulerToWorker, WorkerToScheduler] = channels.client(
-            context, SchedulerToWorker, scheduler_address, self._incarnation
-        )
+        self.scheduler = link.channel
 
     def rest_s(self) -> float:
         """How long a turn would have nothing to do, without commands; 0 if it has now."""
@@ -150,24 +161,29 @@ class Worker:
         )
 
 
+# Loads a model, and reports how far that is; ModelError if it fails.
+Load = Callable[[LoadReport], tuple[StepEngine, ModelInfo]]
+
+
 class WorkerRun:
     """A worker that is alone in its process, from start to end."""
 
-    def __init__(
-        self, load: Callable[[], tuple[StepEngine, ModelInfo]], scheduler_address: str
-    ) -> None:
+    def __init__(self, load: Load, scheduler_address: str) -> None:
         self._load = load
         self._scheduler_address = scheduler_address
         self._stopping = False
 
     def startup(self) -> None:
-        """Load the model, then connect: a worker that presents itself can generate. A SIGTERM ends
-        the loading at once, and the process."""
+        """Connect and load the model; the scheduler hears how far that is. A worker presents
+        itself when it can generate. A SIGTERM ends the loading at once, and the process."""
         signal.signal(signal.SIGTERM, end_at_once)
-        engine, model = self._load()
-        signal.signal(signal.SIGTERM, self._on_terminate)
         self._context = zmq.Context()
-        self._worker = Worker(engine, model, self._context, self._scheduler_address)
+        link = SchedulerLink(self._context, self._scheduler_address)
+        report = LoadReport(link.tell_progress)
+        report.begin("starting")
+        engine, model = self._load(report)
+        signal.signal(signal.SIGTERM, self._on_terminate)
+        self._worker = Worker(engine, model, link)
 
     def main_loop(self) -> None:
         """Step while there is work, wait for commands while there is none."""
@@ -193,9 +209,7 @@ def end_at_once(number: int, frame: FrameType | None) -> NoReturn:
     sys.exit(ExitCode.OK)
 
 
-def run_worker(
-    load: Callable[[], tuple[StepEngine, ModelInfo]], scheduler_address: str
-) -> NoReturn:
+def run_worker(load: Load, scheduler_address: str) -> NoReturn:
     """Run a worker to its end, then exit the process."""
     run = WorkerRun(load, scheduler_address)
     try:

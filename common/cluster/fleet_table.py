@@ -6,6 +6,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mlxfleet.common.cluster.router_client import Fleet, FleetNode
+from mlxfleet.common.load_progress import describe
 
 COLUMNS = ("node", "chip", "model", "state", "running", "queued", "KV", "from cache", "tokens/s")
 TEMPERATURE = "°C"
@@ -33,11 +34,12 @@ def fleet_table(url: str, fleet: Fleet) -> Table:
 def row(node: FleetNode) -> list[str]:
     """A node's cells."""
     style = STYLES.get(node.shown_state, "bold red")
+    state = describe(node.loading) if node.loading is not None else node.shown_state
     return [
         escape(node.name),
         escape(node.chip) or UNKNOWN,
         escape(node.model) or UNKNOWN,
-        f"[{style}]{escape(node.shown_state) or UNKNOWN}[/]",
+        f"[{style}]{escape(state) or UNKNOWN}[/]",
         str(node.running),
         str(node.queued),
         kv_share(node),

@@ -14,6 +14,7 @@ from mlxfleet.common.cluster.router_client import Fleet, NoSuchNodeError, Router
 from mlxfleet.common.cluster.ssh import HostError
 from mlxfleet.common.cluster.units import KeeperState
 from mlxfleet.common.errors import NetworkError
+from mlxfleet.common.load_progress import describe
 
 POLL_S = 0.2
 DRAINING = "draining"
@@ -232,5 +233,6 @@ def not_generating(fleet: Fleet, names: Sequence[str]) -> dict[str, str]:
         if node is None:
             found[name] = "has not joined the front end"
         elif not node.generates and node.state != DRAINING:
-            found[name] = f"is {node.state or 'in no known state'}"
+            state = describe(node.loading) if node.loading is not None else node.state
+            found[name] = f"is {state or 'in no known state'}"
     return found

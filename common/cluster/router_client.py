@@ -19,6 +19,7 @@ from mlxfleet.common.admin_header import ADMIN_HEADERS
 from mlxfleet.common.cluster.file import Cluster
 from mlxfleet.common.errors import ConfigError, MlxfleetError, NetworkError
 from mlxfleet.common.key_files import refuse_readable
+from mlxfleet.common.messages import LoadProgress
 from mlxfleet.common.preflight import API_KEY_ENV
 
 ADMIN_KEY_ENV = "MLXFLEET_ADMIN_KEY"
@@ -45,6 +46,7 @@ class FleetNode(Struct):
     prefilled_tokens: int = 0
     tokens_per_s: float | None = None
     temperature_c: float | None = None
+    loading: LoadProgress | None = None
 
     @property
     def generates(self) -> bool:

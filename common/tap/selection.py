@@ -13,7 +13,15 @@ from mlxfleet.common.tap.stream import Frame
 
 MALFORMED = "malformed"
 HEARTBEATS = frozenset(
-    {"hello", "welcome", "node_status", "worker_status", "machine_sample", "ping"}
+    {
+        "hello",
+        "welcome",
+        "node_status",
+        "worker_status",
+        "worker_loading",
+        "machine_sample",
+        "ping",
+    }
 )
 
 # Ids in the API are a request's id behind one of these.

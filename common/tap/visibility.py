@@ -35,6 +35,7 @@ NODE = (
     " queued_prefill_tokens running_prefill_tokens prefill_tokens_per_s decode_step_s decode_row_s"
     " sequence_s cold_age_s kv_sequence slowdown metrics_address"
 )
+LOADING = "stage done loaded_bytes total_bytes remaining_s context_length"
 INFO = "instance model tokenizer_hash host chip memory_bytes"
 TELEMETRY = (
     "source cpu_temperature_c gpu_temperature_c cpu_power_w gpu_power_w total_power_w"
@@ -62,7 +63,7 @@ SHOWN: Fields = {
     "release": fields("rid attempt"),
     "send_kv_snapshot": fields(""),
     "machine_sample": fields("", machine=TELEMETRY, nodes=TELEMETRY),
-    "node_status": fields(NODE, model=MODEL, info=INFO, telemetry=TELEMETRY),
+    "node_status": fields(NODE, model=MODEL, info=INFO, telemetry=TELEMETRY, loading=LOADING),
     "kv_events": fields("sequence cleared"),
     "kv_snapshot": fields("sequence first last"),
     "rejected": fields("rid attempt code message"),
@@ -79,6 +80,7 @@ SHOWN: Fields = {
     "store": fields("rid start blocks"),
     "drop": fields("rid"),
     "admitted": fields("epoch rid"),
+    "worker_loading": fields("incarnation version", progress=LOADING),
     "worker_status": fields(
         "incarnation version epoch memory_bytes dropped_frames rss_bytes mlx_cache_bytes"
         " mlx_peak_bytes",

@@ -42,6 +42,7 @@ function showState(node) {
   const kept = generates(node) && !takesRequests(node);
   const sub = joined(
     kept && node.state,
+    node.loading && loadProgress(node.loading),
     node.silent_s > SILENT_S && `silent ${duration(node.silent_s)}`,
     !kept && node.breaker !== "closed" && breakerOf(node),
     restarts > 0 && counted(restarts, "restart"),
@@ -54,6 +55,15 @@ function showState(node) {
 function breakerOf({ breaker, breaker_open_s }) {
   const left = breaker_open_s > 0 && duration(breaker_open_s);
   return ["breaker", breaker.replaceAll("_", " "), left].filter(Boolean).join(" ");
+}
+
+const LOAD_STAGES = { starting: "starts", testing: "tests the model", measuring: "measures passes" };
+
+/** How far a node is with its model: "31 of 98 GB · about 40 s". */
+function loadProgress({ stage, loaded_bytes, total_bytes, remaining_s }) {
+  if (LOAD_STAGES[stage] || !(total_bytes > 0)) return LOAD_STAGES[stage] ?? "starts";
+  const [part, all] = inOneUnit(loaded_bytes, total_bytes);
+  return joined(`${part} of ${all}`, known(remaining_s) && `about ${duration(remaining_s)}`);
 }
 
 function showLoad(node) {

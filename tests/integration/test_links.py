@@ -189,13 +189,14 @@ def test_two_models_on_one_router(tiny_model: Path, tmp_path: Path) -> None:
     models = ["--model", str(tiny_model), "--model", str(other)]
     with contextlib.ExitStack() as stack:
         # Nodes are told `*` instead of a host, and put in the one that they used.
-        front = Front(*models, "--node-host", "0.0.0.0", "--insecure-links")
+        links = ["--node-host", "0.0.0.0", "--insecure-links", "--node-wait-s", "1"]
+        front = Front(*models, *links)
         stack.enter_context(front)
         address = f"tcp://127.0.0.1:{front.node_address.rpartition(':')[2]}"
         stack.enter_context(Node("--router", address, "--model", str(tiny_model), "--name", "t"))
         client = front.client()
         assert {model.id for model in client.models.list()} == {"tiny", "other"}
-        with pytest.raises(openai.APIStatusError, match="no node has loaded the model"):
+        with pytest.raises(openai.APIStatusError, match="no node is there"):
             client.completions.create(model="other", prompt="Hi", max_tokens=4)
         with Node("--router", address, "--model", str(other), "--name", "o"):
             asked = {"prompt": "once upon a time", "max_tokens": 16, "temperature": 0}

@@ -177,6 +177,20 @@ def test_waiting_ends(
     run(test())
 
 
+def test_a_node_that_gets_on_with_loading_is_waited_for() -> None:
+    async def test() -> None:
+        loads = True
+        desk = Desk(None, node_wait_s=0.01, max_wait_s=0.01, loads=lambda _: loads)
+        waiting = asyncio.create_task(desk.serve("a", ticket(), asyncio.Event()))
+        await asyncio.sleep(0.6)
+        assert not waiting.done()
+        loads = False
+        with pytest.raises(UnavailableError):
+            await waiting
+
+    run(test())
+
+
 def test_no_count_leaks_whenever_requests_give_up() -> None:
     async def one(desk: Desk, rng: random.Random) -> None:
         wanted = ticket(rng.choice("abc"), rng.randint(1, 3), rng.choice(["interactive", "batch"]))

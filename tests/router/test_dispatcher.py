@@ -139,11 +139,17 @@ class FakeNode(FakePeer):
 
     receives = RouterToNode
     info = NodeInfo()
+    model = MODEL
 
     def heartbeat(self, **fields: Any) -> NodeStatus:
         """Its report."""
         incarnation = f"{self.name}-{self.run}"
-        given = {"name": self.name, "incarnation": incarnation, "model": MODEL, "info": self.info}
+        given = {
+            "name": self.name,
+            "incarnation": incarnation,
+            "model": self.model,
+            "info": self.info,
+        }
         return node_status(**{**given, **fields})
 
     def tell(self, sequence: int, stored: list[int]) -> None:
@@ -507,7 +513,7 @@ def test_without_a_detokenizer_the_server_is_unavailable() -> None:
             await bench.start("a")
         assert node.work == []
 
-    run(test, set_up=False)
+    run(test, set_up=False, node_wait_s=0.05)
 
 
 def test_nodes_are_told_where_tokens_go() -> None:
@@ -1096,7 +1102,7 @@ def test_a_node_of_another_protocol_is_refused_and_forgotten() -> None:
         assert str(PROTOCOL_VERSION + 1) in refused.reason
         nodes = bench.dispatcher.nodes
         assert nodes.ready() == []
-        assert nodes.model_info("") is None
+        assert nodes.limits("", 1) is None
 
     run(test, set_up=False)
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from mlxfleet.common.liveness import HUNG_AFTER_S
-from mlxfleet.router.health import SLOW_PASSES, NodeHealth, State
+from mlxfleet.common.liveness import HUNG_AFTER_S, LOAD_STUCK_S
+from mlxfleet.common.messages import LoadProgress
+from mlxfleet.router.health import MAX_LOADS, SLOW_PASSES, NodeHealth, State
 from tests.router.reports import node_status
 
 REPORT_S = 0.25
@@ -87,3 +88,48 @@ def test_the_rate_of_tokens_follows_the_counter_and_survives_a_restart() -> None
     assert health.tokens_per_s == pytest.approx(100, rel=0.01)
     health.report(node_status(incarnation="2"), 80 * REPORT_S)
     assert health.tokens_per_s == pytest.approx(100, rel=0.01)
+
+
+def loading(done: int) -> dict[str, Any]:
+    """A report of a worker that has done so much of its loading."""
+    return {"worker": "loading", "loading": LoadProgress(stage="reading", done=done)}
+
+
+def test_one_that_loads_gets_on_until_it_stands_still_for_long() -> None:
+    health = NodeHealth(node_status(**loading(0)), 0.0)
+    now = 0.0
+    for done in range(100):
+        now += LOAD_STUCK_S / 2
+        health.report(node_status(**loading(done)), now)
+        assert health.loads(now)
+    while now < 100 * LOAD_STUCK_S / 2 + LOAD_STUCK_S:
+        assert health.loads(now)
+        now += REPORT_S
+        health.report(node_status(**loading(99)), now)
+    health.report(node_status(**loading(99)), now + REPORT_S)
+    assert not health.loads(now + REPORT_S)
+    health.report(node_status(**loading(100)), now + 2 * REPORT_S)
+    assert health.loads(now + 2 * REPORT_S)
+
+
+def test_one_that_loads_and_is_silent_does_not_get_on() -> None:
+    health = NodeHealth(node_status(**loading(0)), 0.0)
+    assert not health.loads(HUNG_AFTER_S + 0.1)
+    health.report(node_status(**loading(1)), HUNG_AFTER_S + 0.2)
+    assert health.loads(HUNG_AFTER_S + 0.2)
+    health.link_closed()
+    assert not health.loads(HUNG_AFTER_S + 0.2)
+
+
+def test_one_that_dies_again_and_again_while_it_loads_does_not_get_on() -> None:
+    health = NodeHealth(node_status(worker="dead"), 0.0)
+    got_on = []
+    for now in range(MAX_LOADS + 2):
+        health.report(node_status(**loading(now)), float(now))
+        got_on.append(health.loads(float(now)))
+        health.report(node_status(worker="dead"), now + 0.5)
+        assert not health.loads(now + 0.5)
+    assert got_on == [True] * MAX_LOADS + [False] * 2
+    health.report(node_status(), 100.0)
+    health.report(node_status(**loading(0)), 101.0)
+    assert health.loads(101.0)

@@ -12,10 +12,11 @@ import pytest
 from mlxfleet.common.config import ServedModel
 from mlxfleet.common.errors import GenerationError, UnavailableError
 from mlxfleet.common.liveness import HUNG_AFTER_S
-from mlxfleet.common.messages import Leaving, NodeInfo, Refused, Welcome
+from mlxfleet.common.messages import Leaving, LoadProgress, NodeInfo, Refused, Welcome
 from mlxfleet.router import claims, nodes
 from mlxfleet.router.breaker import FAULTS_TO_OPEN, BreakerState
 from mlxfleet.router.health import State
+from mlxfleet.router.limits import Limits
 from tests.router.test_dispatcher import MODEL, Bench, FakeNode, run, until
 
 MODELS = (
@@ -111,8 +112,8 @@ def test_a_model_without_nodes_waits_and_says_so() -> None:
     async def test(bench: Bench) -> None:
         await bench.add_detokenizer("dx", model="x")
         await bench.add_node("ny", info=Y)
-        assert bench.dispatcher.nodes.model_info("x") is None
-        assert bench.dispatcher.nodes.model_info("y") == MODEL
+        assert bench.dispatcher.nodes.limits("x", 1) is None
+        assert bench.dispatcher.nodes.limits("y", 1) == Limits.of(MODEL)
         with pytest.raises(UnavailableError):
             await bench.start("a", model="x")
 
@@ -213,3 +214,148 @@ def test_a_request_without_finite_logits_is_not_the_nodes_fault() -> None:
         assert bench.dispatcher.nodes.breaker_state("n0") is BreakerState.CLOSED
 
     run(test)
+
+
+# --- what fits where -----------------------------------------------------------------------------
+
+SMALL = msgspec.structs.replace(MODEL, context_length=40)
+# What `Bench.start` asks for.
+TOKENS = 70
+
+
+def test_a_sequence_goes_where_it_fits() -> None:
+    async def test(bench: Bench) -> None:
+        await bench.add_detokenizer("d")
+        (await bench.add_node("a", model=SMALL)).model = SMALL
+        await bench.add_node("big")
+        for rid in "123456":
+            (sequence,) = await bench.start(rid)
+            assert sequence.node == "big"
+            bench.dispatcher.release(sequence)
+
+    run(test, set_up=False)
+
+
+def test_memory_counts_like_context() -> None:
+    async def test(bench: Bench) -> None:
+        await bench.add_detokenizer("d")
+        model = msgspec.structs.replace(MODEL, kv_budget_bytes=60)
+        (await bench.add_node("a", model=model)).model = model
+        nodes = bench.dispatcher.nodes
+        assert nodes.ready("", 60)
+        assert not nodes.ready("", 61)
+        with pytest.raises(UnavailableError):
+            await bench.start("1")
+
+    run(test, set_up=False, node_wait_s=0.05)
+
+
+def test_a_sequence_moves_only_where_it_fits() -> None:
+    async def test(bench: Bench) -> None:
+        await bench.add_detokenizer("d")
+        big = await bench.add_node("big")
+        (sequence,) = await bench.start("1")
+        small = await bench.add_node("small", model=SMALL)
+        await big.greet(worker="dead")
+        bench.dispatcher.move_stranded(time.monotonic())
+        await small.greet(model=SMALL)
+        assert (sequence.node, small.work) == ("big", [])
+        other = await bench.add_node("other")
+        bench.dispatcher.move_stranded(time.monotonic())
+        assert sequence.node == "other"
+        await other.greet()
+        assert [message.rid for message in other.work] == ["1"]
+
+    run(test, set_up=False)
+
+
+def test_one_that_comes_back_smaller_hands_over_what_it_cannot_take() -> None:
+    async def test(bench: Bench) -> None:
+        await bench.add_detokenizer("d")
+        first = await bench.add_node("first")
+        (sequence,) = await bench.start("1")
+        second = await bench.add_node("second")
+        first.reject("1", "too_long")
+        await first.greet(model=SMALL)
+        bench.dispatcher.move_stranded(time.monotonic())
+        await second.greet()
+        assert sequence.node == "second"
+        assert not sequence.ended
+
+    run(test, set_up=False)
+
+
+def test_the_limits_are_those_of_the_largest_that_lives() -> None:
+    async def test(bench: Bench) -> None:
+        nodes = bench.dispatcher.nodes
+        assert nodes.limits("", 1) is None
+        big = await bench.add_node("big")
+        small = await bench.add_node("small", model=SMALL)
+        assert nodes.limits("", 10) == Limits.of(MODEL)
+        assert nodes.limits("", 10_000) == Limits.of(MODEL), "nobody could take that"
+        await big.greet(worker="dead")
+        assert nodes.limits("", 40) == Limits.of(SMALL)
+        assert nodes.limits("", 41) is None, "the one that could is lost, so it is waited for"
+        assert nodes.limits("", 10_000) == Limits.of(SMALL)
+        assert nodes.longest_context("") == MODEL.context_length
+        await small.greet(worker="dead", model=SMALL)
+        assert nodes.limits("", 41) == Limits.of(MODEL), "the queue waits for it"
+
+    run(test, set_up=False)
+
+
+def test_another_run_of_a_node_has_its_own_limits() -> None:
+    async def test(bench: Bench) -> None:
+        await bench.add_node("small", model=SMALL)
+        node = await bench.add_node("n", info=NodeInfo(instance="1"))
+        await node.restart(worker="loading", model=None)
+        assert bench.dispatcher.nodes.limits("", 41) is None
+        node.channel.close()
+        bench.dispatcher.nodes.pool.peers["n"].last_seen -= 1000
+        other = bench.new_node("n", NodeInfo(instance="2"), run=9)
+        await other.greet(worker="loading", model=None)
+        assert bench.dispatcher.nodes.limits("", 41) is None, "it may be as large as before"
+        await other.greet(model=SMALL)
+        assert bench.dispatcher.nodes.limits("", 41) == Limits.of(SMALL)
+
+    run(test, set_up=False)
+
+
+def test_one_that_loads_for_the_first_time_is_waited_for_by_what_it_may_take() -> None:
+    async def test(bench: Bench) -> None:
+        nodes = bench.dispatcher.nodes
+        await bench.add_node("small", model=SMALL)
+        node = await bench.add_node("n", worker="loading", model=None)
+        assert nodes.limits("", 41) is None, "its worker has not said anything yet"
+        starting = LoadProgress(stage="starting")
+        await node.greet(worker="loading", model=None, loading=starting)
+        assert nodes.limits("", 41) is None
+        assert nodes.longest_context("") > 1_000_000
+        assert nodes.loads("", 41)
+        known = LoadProgress(stage="reading", context_length=60)
+        await node.greet(worker="loading", model=None, loading=known)
+        assert nodes.limits("", 60) is None
+        assert nodes.limits("", 61) == Limits.of(SMALL)
+        assert nodes.longest_context("") == 60
+        assert nodes.loads("", 60)
+        assert not nodes.loads("", 61)
+        assert nodes.loading() == {"n": known}
+
+    run(test, set_up=False)
+
+
+def test_a_lost_sequence_waits_while_a_node_gets_on_with_loading() -> None:
+    async def test(bench: Bench) -> None:
+        await bench.add_detokenizer("d")
+        node = await bench.add_node("n")
+        (sequence,) = await bench.start("1")
+        for second in range(5):
+            progress = LoadProgress(stage="reading", done=second)
+            await node.greet(worker="loading", loading=progress)
+            bench.dispatcher.move_stranded(time.monotonic() + 100 * second)
+            assert not sequence.ended
+        await node.greet(worker="dead")
+        bench.dispatcher.move_stranded(time.monotonic() + 500)
+        assert isinstance(sequence.error, UnavailableError)
+
+    run(test, set_up=False, node_wait_s=30.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from mlx.utils import tree_flatten
 
 from mlxfleet.common.config import WorkerOptions, WorkerProcess
 from mlxfleet.common.errors import ModelError
+from mlxfleet.common.messages import LoadProgress
+from mlxfleet.workers import load_report, weights
 from mlxfleet.workers import model as model_module
+from mlxfleet.workers.load_report import LoadReport
 from mlxfleet.workers.memory import block_bytes
 from mlxfleet.workers.mlx_lm_storage import MlxLmStorage
 from mlxfleet.workers.model import load_model
@@ -80,6 +84,36 @@ def test_a_model_is_loaded_and_measured(folder: Path) -> None:
     assert info.weights_bytes == bytes_of(build("llama"))
     assert (info.fixed_bytes, info.windowed) == (0, [])
     assert info.bytes_per_token == LAYERS * 2 * KV_HEADS * HEAD_DIM * FLOAT32
+
+
+def test_the_loading_is_reported_to_the_last_byte(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "PIECE_BYTES", 2000)
+    monkeypatch.setattr(load_report, "REPORT_S", 0.0)
+    said: list[LoadProgress] = []
+    _, info = load_model(told(folder), LoadReport(said.append))
+    assert [stage for stage, _ in groupby(progress.stage for progress in said)] == [
+        "starting",
+        "reading",
+        "testing",
+        "measuring",
+    ]
+    reading = [progress for progress in said if progress.stage == "reading"]
+    loaded = [progress.loaded_bytes for progress in reading]
+    assert len(loaded) > 5
+    assert loaded == sorted(loaded)
+    assert loaded[-1] == reading[0].total_bytes == info.weights_bytes
+    assert reading[0].context_length == info.context_length
+    assert said[-1].done >= 3
+
+
+def test_quantizing_is_reported_in_bytes_of_the_quantized_weights(wide_folder: Path) -> None:
+    said: list[LoadProgress] = []
+    _, info = load_model(told(wide_folder, quantize="q4"), LoadReport(said.append))
+    testing = next(progress for progress in said if progress.stage == "testing")
+    assert testing.loaded_bytes == testing.total_bytes == info.weights_bytes
+    assert "quantizing" in {progress.stage for progress in said}
 
 
 def test_weights_passes_prefixes_and_sequences_share_the_limit(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -61,6 +62,14 @@ def test_a_node_that_its_breaker_keeps_from_requests_does_not_look_ready(
     assert text in table
     assert "ready" not in table
     assert "busy" not in table
+
+
+def test_a_node_that_loads_says_how_far_it_is() -> None:
+    progress = {"stage": "reading", "loaded_bytes": 31 * 10**9, "total_bytes": 98 * 10**9}
+    progress["remaining_s"] = 40
+    node = {"name": "a", "state": "loading", "loading": progress}
+    fleet = msgspec.convert({"nodes": [node]}, Fleet)
+    assert "loading 98 GB, 31 of 98, about 40 s" in " ".join(shown(fleet).split())
 
 
 def test_temperatures_are_shown_when_known() -> None:

@@ -1,0 +1,94 @@
+"""An answer of server-sent events, and pings in it while there is nothing to send."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from aiohttp import web
+
+# A comment, which clients skip: https://html.spec.whatwg.org/multipage/server-sent-events.html
+PING = b": ping\n\n"
+
+
+class EventStream:
+    """The status is sent with the first event, so that a refusal can still have its own, or with
+    the first ping, after `ping_s` in which nothing was sent; 0 sends no pings. Use as a context
+    manager; `on_ping` is called for each ping."""
+
+    def __init__(self, http: web.Request, ping_s: float, on_ping: Callable[[], None]) -> None:
+        self._http = http
+        self._ping_s = ping_s
+        self._on_ping = on_ping
+        self._loop = asyncio.get_running_loop()
+        self._last_s = self._loop.time()
+        self._sending = False
+        self._opening = asyncio.Lock()
+        self._pinging: asyncio.Task[None] | None = None
+        self.response = web.StreamResponse(
+            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
+        )
+
+    async def __aenter__(self) -> Self:
+        if self._ping_s:
+            self._pinging = asyncio.create_task(self._ping())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if (pinging := self._pinging) is not None:
+            pinging.cancel()
+            await asyncio.wait({pinging})
+            if not pinging.cancelled():
+                pinging.result()
+
+    @property
+    def opened(self) -> bool:
+        """Whether the status is sent, or is about to be."""
+        return self.response.prepared or self._opening.locked()
+
+    async def send(self, event: bytes) -> None:
+        """Send an event."""
+        self._last_s = self._loop.time()
+        if not self.response.prepared:
+            await self._open()
+        self._sending = True
+        try:
+            await self.response.write(event)
+        finally:
+            self._sending = False
+
+    async def end(self, *events: bytes) -> web.StreamResponse:
+        """Send the last events; nothing comes after them."""
+        for event in events:
+            await self.send(event)
+        await self.response.write_eof()
+        return self.response
+
+    async def _open(self) -> None:
+        async with self._opening:
+            if not self.response.prepared:
+                await self.response.prepare(self._http)
+
+    async def _ping(self) -> None:
+        """Ping whenever it is time, until it is cancelled or the client is gone."""
+        while True:
+            await asyncio.sleep(self._last_s + self._ping_s - self._loop.time())
+            if self._loop.time() - self._last_s < self._ping_s:
+                continue
+            self._last_s = self._loop.time()
+            # A client that does not read what there is needs no pings.
+            if self._sending:
+                continue
+            try:
+                await self._open()
+                await self.response.write(PING)
+            except ConnectionResetError:
+                return
+            self._on_ping()
