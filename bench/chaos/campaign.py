@@ -1,0 +1,151 @@
+"""One fleet under random faults, from start to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from mlxfleet.bench.chaos.burners import burning
+from mlxfleet.bench.chaos.cases import make_cases
+from mlxfleet.bench.chaos.client import Client
+from mlxfleet.bench.chaos.compare import Finding
+from mlxfleet.bench.chaos.faults import Faults, Journal
+from mlxfleet.bench.chaos.fleet import API_KEYS, Fleet, SeenFleet, running
+from mlxfleet.bench.chaos.load import Load
+from mlxfleet.bench.chaos.options import Mode, Options
+from mlxfleet.bench.chaos.plan import Fault, Step, steps
+
+EMPTY_TIMEOUT_S = 15.0
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is attacked: a model in a mode, with its share of faults and time."""
+
+    name: str
+    model: Path
+    mode: Mode
+    seed: str
+    faults: int
+    seconds: float | None
+    logs: Path
+    flags: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a campaign went."""
+
+    subject: str
+    load: Load
+    journal: Journal
+    findings: list[Finding]
+
+
+async def attack(subject: Subject, options: Options, console: Console) -> Result:
+    """Start a fleet, learn what it answers, and make faults under load. ServerError if it does not
+    start, does not answer undisturbed, or is not to be handled any more."""
+    rng = random.Random(subject.seed)
+    cases = make_cases(rng, options.requests, options.longest)
+    async with (
+        running(subject.mode, subject.model, options.nodes, subject.logs, subject.flags) as fleet,
+        asking(fleet, options) as client,
+        burning(options.burners),
+    ):
+        journal = Journal()
+        load = Load(client, cases, journal)
+        console.print(f"{subject.name}: {len(cases)} requests undisturbed ...", highlight=False)
+        await load.learn(options.streams)
+        over = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            for stream in range(options.streams):
+                asks = random.Random(f"{subject.seed} stream {stream}")
+                tasks.create_task(load.run(asks, over))
+            plan = steps(rng, subject.mode, list(fleet.processes), fleet.nodes, options.pairs)
+            maker = Maker(subject, fleet, load, journal, console)
+            await maker.make_all(plan)
+            over.set()
+        findings = [*load.tally.findings, *maker.findings, *await leaks(fleet)]
+        if options.noticing:
+            findings += [Finding("late", what) for what in journal.late]
+    return Result(subject.name, load, journal, findings)
+
+
+class Maker:
+    """Makes the faults of a plan as long as there is time, and says so."""
+
+    def __init__(
+        self, subject: Subject, fleet: Fleet, load: Load, journal: Journal, console: Console
+    ) -> None:
+        self.findings: list[Finding] = []
+        self._subject = subject
+        self._load = load
+        self._console = console
+        self._faults = Faults(fleet, journal)
+
+    async def make_all(self, plan: Iterator[Step]) -> None:
+        """Make faults until there are enough, or time is over."""
+        began, made = time.monotonic(), 0
+        while made < self._subject.faults and not self._time_is_over(began):
+            step = next(plan)
+            await asyncio.sleep(step.pause_s)
+            back = await self._faults.make(step)
+            made += len(step.faults)
+            if not back:
+                what = f"not every node takes requests long after {describe(step)}"
+                self.findings.append(Finding("hung", what))
+                return
+            self._report(step, made)
+
+    def _time_is_over(self, began: float) -> bool:
+        limit_s = self._subject.seconds
+        return limit_s is not None and time.monotonic() - began > limit_s
+
+    def _report(self, step: Step, made: int) -> None:
+        tally = self._load.tally
+        self._console.print(
+            f"{self._subject.name}: {made}/{self._subject.faults} faults, {describe(step)};"
+            f" {tally.requests} requests, {len(tally.findings)} findings",
+            highlight=False,
+        )
+
+
+def describe(step: Step) -> str:
+    """A step in words."""
+    parts = [f"{fault.action} {fault.target}" + lasting(fault) for fault in step.faults]
+    return f" and {step.gap_s:.2f} s later ".join(parts)
+
+
+def lasting(fault: Fault) -> str:
+    """How long a fault lasts, if it does."""
+    return f" for {fault.lasting_s:.1f} s" if fault.lasting_s else ""
+
+
+async def leaks(fleet: Fleet) -> list[Finding]:
+    """What is still held when nobody asks any more."""
+
+    def empty(seen: SeenFleet) -> bool:
+        held = [seen.router.sequences]
+        held += [count for node in seen.nodes for count in (node.running, node.queued)]
+        return not any(held)
+
+    if await fleet.until(empty, EMPTY_TIMEOUT_S):
+        return []
+    return [Finding("leaked", f"sequences are left without a client: {await fleet.look()}")]
+
+
+@contextlib.asynccontextmanager
+async def asking(fleet: Fleet, options: Options) -> AsyncIterator[Client]:
+    """A client of the fleet."""
+    client = Client(fleet.url, API_KEYS, options.deadline_s)
+    try:
+        yield client
+    finally:
+        await client.close()
