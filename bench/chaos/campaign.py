@@ -114,6 +114,7 @@ class Maker:
             f"{self._subject.name}: {made}/{self._subject.faults} faults, {describe(step)};"
             f" {tally.requests} requests, {len(tally.findings)} findings",
             highlight=False,
+            soft_wrap=True,
         )
 
 

@@ -85,12 +85,11 @@ def draw(rng: random.Random, choices: Sequence[Fault]) -> Fault:
 
 
 def goes_with(first: Fault, second: Fault) -> bool:
-    """Whether the second can be made while the first lasts. A node is not restarted twice at once,
-    and one drain does not end with another's undrain."""
-    if (first.action, first.target) == (second.action, second.target):
+    """Whether the second can be made while the first lasts. A node is not started twice at once,
+    and no undrain ends another fault's drain."""
+    whole, drains = ("kill node", "restart"), ("drain", "swing", "restart")
+    if first.target == second.target and (
+        first.action == second.action or {first.action, second.action} <= {*whole}
+    ):
         return False
-    whole = ("kill node", "restart")
-    if first.action in whole and second.action in whole:
-        return first.target != second.target
-    drains = ("drain", "swing", "restart")
-    return not (first.action in drains and second.action in drains)
+    return first.action not in drains or second.action not in drains

@@ -84,6 +84,7 @@ async def play(scenario: Scenario, subject: Subject, options: Options, console: 
                 f"{subject.name}, {scenario}: round {number + 1}/{options.rounds},"
                 f" {wrong} of {part.streams} streams wrong",
                 highlight=False,
+                soft_wrap=True,
             )
         findings = [*load.tally.findings, *await leaks(fleet)]
     return Result(f"{subject.name}, {scenario}", load, journal, findings)
