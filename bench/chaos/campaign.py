@@ -19,10 +19,11 @@ from mlxfleet.bench.chaos.compare import Finding
 from mlxfleet.bench.chaos.faults import Faults, Journal
 from mlxfleet.bench.chaos.fleet import API_KEYS, Fleet, SeenFleet, running
 from mlxfleet.bench.chaos.load import Load
-from mlxfleet.bench.chaos.options import Mode, Options
+from mlxfleet.bench.chaos.options import LONGEST, STREAMS, Mode, Options
 from mlxfleet.bench.chaos.plan import Fault, Step, steps
 
 EMPTY_TIMEOUT_S = 15.0
+MOVES_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -53,23 +54,25 @@ async def attack(subject: Subject, options: Options, console: Console) -> Result
     """Start a fleet, learn what it answers, and make faults under load. ServerError if it does not
     start, does not answer undisturbed, or is not to be handled any more."""
     rng = random.Random(subject.seed)
-    cases = make_cases(rng, options.requests, options.longest)
+    cases = make_cases(rng, options.requests, options.longest or LONGEST)
+    streams = options.streams or STREAMS
     async with (
         running(subject.mode, subject.model, options.nodes, subject.logs, subject.flags) as fleet,
         asking(fleet, options) as client,
-        burning(options.burners),
+        contextlib.AsyncExitStack() as closing,
     ):
         journal = Journal()
         load = Load(client, cases, journal)
         console.print(f"{subject.name}: {len(cases)} requests undisturbed ...", highlight=False)
-        await load.learn(options.streams)
+        await load.learn(streams)
+        await closing.enter_async_context(burning(options.burners))
         over = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
-            for stream in range(options.streams):
+            for stream in range(streams):
                 asks = random.Random(f"{subject.seed} stream {stream}")
                 tasks.create_task(load.run(asks, over))
             plan = steps(rng, subject.mode, list(fleet.processes), fleet.nodes, options.pairs)
-            maker = Maker(subject, fleet, load, journal, console)
+            maker = Maker(subject, fleet, load, journal, streams, console)
             await maker.make_all(plan)
             over.set()
         findings = [*load.tally.findings, *maker.findings, *await leaks(fleet)]
@@ -82,11 +85,18 @@ class Maker:
     """Makes the faults of a plan as long as there is time, and says so."""
 
     def __init__(
-        self, subject: Subject, fleet: Fleet, load: Load, journal: Journal, console: Console
+        self,
+        subject: Subject,
+        fleet: Fleet,
+        load: Load,
+        journal: Journal,
+        streams: int,
+        console: Console,
     ) -> None:
         self.findings: list[Finding] = []
         self._subject = subject
         self._load = load
+        self._answers = max(1, streams // 4)
         self._console = console
         self._faults = Faults(fleet, journal)
 
@@ -95,6 +105,7 @@ class Maker:
         began, made = time.monotonic(), 0
         while made < self._subject.faults and not self._time_is_over(began):
             step = next(plan)
+            await self._load.moves(self._answers, MOVES_TIMEOUT_S)
             await asyncio.sleep(step.pause_s)
             back = await self._faults.make(step)
             made += len(step.faults)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections import Counter
 from dataclasses import dataclass, field
@@ -46,6 +47,7 @@ class Load:
         self._cases = cases
         self._journal = journal
         self._expected: list[Answer] = []
+        self._ended = asyncio.Event()
 
     async def learn(self, at_once: int) -> None:
         """Ask everything undisturbed. ServerError if that fails already."""
@@ -86,6 +88,17 @@ class Load:
             index = rng.randrange(len(self._cases))
             await self.ask(self._cases[index], self._expected[index])
 
+    async def moves(self, answers: int, timeout_s: float) -> None:
+        """Wait until so many more requests have ended, so that the next fault meets new ones; not
+        longer than that, because it may be the fault that none ends."""
+        self._ended.clear()
+        goal = self.tally.requests + answers
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self.tally.requests < goal:
+                    await self._ended.wait()
+                    self._ended.clear()
+
     async def ask_all(self) -> None:
         """Ask everything once, at once."""
         async with asyncio.TaskGroup() as tasks:
@@ -99,6 +112,7 @@ class Load:
             self._client, case, self._excused, lambda end: counted.update([end])
         )
         self.tally.requests += 1
+        self._ended.set()
         met = sorted({made.kinds for made in self._journal.during(attempt.began, attempt.ended)})
         self.tally.met.update(met)
         if finding := judge(case, attempt, expected):

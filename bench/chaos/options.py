@@ -14,6 +14,8 @@ Mode = Literal["launch", "tcp"]
 Scenario = Literal["router-stop", "drain-swing", "rolling-restart"]
 MODES: tuple[Mode, ...] = ("launch", "tcp")
 ARCHITECTURES: tuple[Architecture, ...] = ("llama", "gemma3_text", "qwen3_next")
+STREAMS = 24
+LONGEST = 240
 
 
 @cyclopts.Parameter(name="*")
@@ -43,14 +45,14 @@ class Options:
     nodes: int = 3
     """Compute nodes."""
 
-    streams: int = 24
-    """Requests at once."""
+    streams: int | None = None
+    """Requests at once; 24, or what a scenario has."""
 
     requests: int = 48
     """Different requests, each of which is first answered undisturbed and then again and again."""
 
-    longest: int = 240
-    """Longest answer, in tokens."""
+    longest: int | None = None
+    """Longest answer, in tokens; 240, or what a scenario has."""
 
     burners: int = 0
     """Processes beside it that take all the CPU time that they get."""
@@ -58,7 +60,7 @@ class Options:
     pairs: float = 0.3
     """Share of faults that get a second one while they last."""
 
-    deadline_s: float = 120.0
+    deadline_s: float = 300.0
     """An answer that takes longer hangs."""
 
     noticing: bool = True

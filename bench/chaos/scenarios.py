@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from typing import Any
 
 from rich.console import Console
@@ -64,18 +65,24 @@ PLAYS: dict[Scenario, Play] = {
 async def play(scenario: Scenario, subject: Subject, options: Options, console: Console) -> Result:
     """All rounds of a scenario on one fleet. ServerError if that does not start, or does not answer
     undisturbed."""
-    part = PLAYS[scenario]
+    usual = PLAYS[scenario]
+    part = dataclasses.replace(
+        usual,
+        streams=options.streams or usual.streams,
+        tokens=options.longest or usual.tokens,
+    )
     rng = random.Random(subject.seed)
     cases = make_streams(rng, part)
     async with (
         running(subject.mode, subject.model, part.nodes, subject.logs, subject.flags) as fleet,
         asking(fleet, options) as client,
-        burning(options.burners),
+        AsyncExitStack() as closing,
     ):
         journal = Journal()
         load = Load(client, cases, journal)
         faults = Faults(fleet, journal)
         await load.learn(part.streams)
+        await closing.enter_async_context(burning(options.burners))
         for number in range(options.rounds):
             before = len(load.tally.findings)
             await one_round(part, fleet, faults, load, rng)

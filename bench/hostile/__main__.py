@@ -7,7 +7,7 @@ import random
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -30,6 +30,9 @@ from mlxfleet.common.errors import MlxfleetError
 SEED_BITS = 32
 INTERRUPTED = 130
 MOST_SHOWN = 40
+LOG = "launch.log"
+TRACEBACK = "Traceback (most recent call last)"
+SHOWN_CHARACTERS = 1_500
 # Answers whose length is not stated are short, and memory is found to grow sooner.
 FLAGS = ("--memory-gb", "1", "--blas-threads", "1", "--default-max-tokens", "16")
 
@@ -66,6 +69,8 @@ async def run(options: Options, seed: int, folder: Path, console: Console) -> in
             result = await send_only(url, seed, options.only, console)
         else:
             result = await barrage(url, seed, options, watch, console)
+        if options.url is None:
+            result.findings += tracebacks((folder / LOG).read_text(errors="replace"))
         show(result, watch)
     return len(result.findings)
 
@@ -81,7 +86,7 @@ async def target(options: Options, folder: Path) -> AsyncIterator[tuple[str, Wat
     spec = mlxfleet_spec(model, [*keys, *FLAGS])
     async with aiohttp.ClientSession() as session:
         ask = readiness(session)
-        async with serving(spec, folder / "launch.log", ask=lambda: ask(spec.url)) as server:
+        async with serving(spec, folder / LOG, ask=lambda: ask(spec.url)) as server:
             yield spec.url, Watch(server.pid)
 
 
@@ -92,6 +97,13 @@ def prepare(options: Options, folder: Path) -> Path:
     if not model.exists():
         write_tiny_model(model)
     return model
+
+
+def tracebacks(log: str) -> Iterator[str]:
+    """A client's fault is not a bug of the server, and nobody should be able to fill its log."""
+    if count := log.count(TRACEBACK):
+        first = log[log.index(TRACEBACK) :][:SHOWN_CHARACTERS]
+        yield f"{count} tracebacks in the server's log, the first:\n{first}"
 
 
 def show(result: Result, watch: Watch | None) -> None:

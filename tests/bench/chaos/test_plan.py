@@ -6,7 +6,7 @@ import itertools
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxfleet.bench.chaos.cases import make_cases
@@ -25,11 +25,13 @@ def plan(seed: int, mode: Mode, count: int, pairs: float = 0.5) -> list[Step]:
     return list(itertools.islice(made, count))
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.integers(), st.sampled_from(MODES))
 def test_the_same_seed_makes_the_same_faults(seed: int, mode: Mode) -> None:
     assert plan(seed, mode, 10) == plan(seed, mode, 10)
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.integers(), st.sampled_from(MODES))
 def test_a_second_fault_goes_with_the_first_and_begins_while_it_lasts(
     seed: int, mode: Mode

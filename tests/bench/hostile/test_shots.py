@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxfleet.bench.hostile.bodies import CHAT_BODY, COMMON, COMPLETION_BODY, chat_body, with_text
@@ -16,6 +16,7 @@ from mlxfleet.router.parameters import ChatRequest, CompletionRequest, parse
 INDEXES = st.integers(0, 10**6)
 
 
+@settings(deadline=None, max_examples=50)
 @given(INDEXES, INDEXES)
 def test_a_request_can_be_made_again_alone(seed: int, index: int) -> None:
     assert make_shot(seed, index) == make_shot(seed, index)
@@ -28,6 +29,7 @@ def test_every_parameter_of_the_api_is_mutated() -> None:
     assert of_completions == set(COMMON) | set(COMPLETION_BODY)
 
 
+@settings(deadline=None, max_examples=50)
 @given(INDEXES)
 def test_what_is_mutated_is_right_before(seed: int) -> None:
     body = chat_body(random.Random(seed))
@@ -38,8 +40,8 @@ def test_values_that_are_no_json_are_none() -> None:
     for text in INVALID:
         body = with_text({"prompt": "@@here@@"}, text)
         try:
-            json.loads(body, parse_constant=refuse)
-        except (ValueError, UnicodeDecodeError):
+            json.loads(body.decode(), parse_constant=refuse)
+        except ValueError:
             continue
         raise AssertionError(f"{text!r} is JSON")
     for text in VALID:
