@@ -19,7 +19,11 @@ class MalformedError(Exception):
 
 
 class EventError(Exception):
-    """A stream ended with an error event."""
+    """A stream ended with an error event of this type."""
+
+    def __init__(self, error: object) -> None:
+        super().__init__(str(error))
+        self.type = error.get("type") if isinstance(error, dict) else None
 
 
 class Entry(Struct, frozen=True):
@@ -103,7 +107,7 @@ class StreamReader:
 
     def _chunk(self, chunk: dict[str, Any]) -> None:
         if "error" in chunk:
-            raise EventError(str(chunk["error"]))
+            raise EventError(chunk["error"])
         if self._last_usage:
             raise MalformedError("a chunk after the token counts")
         self._id = self._id or chunk["id"]

@@ -24,6 +24,8 @@ from mlxfleet.bench.sse import EventReader
 
 End = Literal["answered", "left", "refused", "broken", "failed", "malformed", "hung"]
 SHOWN_CHARACTERS = 300
+# A stream that had to wait has its status already, so that a refusal comes as an event.
+REFUSALS = ("service_unavailable_error", "rate_limit_error")
 # A client that is refused or cut off comes back soon, so that faults meet running requests.
 LONGEST_PAUSE_S = 0.5
 
@@ -125,7 +127,7 @@ class Client:
         reader, events, count = StreamReader(case), EventReader(), 0
         while piece := await response.content.readany():
             for data in events.feed(piece):
-                reader.take(data)
+                take(reader, data)
                 count += 1
                 if count == case.leaves_after_events and not reader.done:
                     response.close()
@@ -133,6 +135,17 @@ class Client:
         if not reader.done:
             raise TruncatedError("the stream ended without [DONE]")
         return reader.answer, True
+
+
+def take(reader: StreamReader, data: bytes) -> None:
+    """An event; RefusedError if it refuses a request that has got nothing yet."""
+    try:
+        reader.take(data)
+    except EventError as error:
+        begun = any(choice.text or choice.logprobs for choice in reader.answer.choices)
+        if error.type in REFUSALS and not begun:
+            raise RefusedError(str(error)) from error
+        raise
 
 
 async def ask_until_answered(

@@ -18,15 +18,16 @@ from mlxfleet.bench.chaos.faults import Journal
 from mlxfleet.bench.chaos.load import Load, staying
 from mlxfleet.bench.hostile.bodies import mutated_body
 from mlxfleet.bench.hostile.frames import odd_frames
-from mlxfleet.bench.hostile.heads import wrong_headers
+from mlxfleet.bench.hostile.heads import malformed_headers
 from mlxfleet.bench.hostile.judge import judge
+from mlxfleet.bench.hostile.meanings import odd_meanings
 from mlxfleet.bench.hostile.options import Options
 from mlxfleet.bench.hostile.paths import odd_path
 from mlxfleet.bench.hostile.send import Outcome, send
 from mlxfleet.bench.hostile.shots import API_KEYS, GOOD_KEY, Shot
 from mlxfleet.bench.hostile.watch import Watch
 
-FAMILIES = {mutated_body: 11, wrong_headers: 4, odd_frames: 3, odd_path: 3}
+FAMILIES = {mutated_body: 11, malformed_headers: 2, odd_meanings: 2, odd_frames: 3, odd_path: 3}
 SHOWN_BYTES = 1_500
 GOOD_REQUESTS = 12
 GOOD_TOKENS = 24
