@@ -44,8 +44,8 @@ class Outcome(Struct, frozen=True):
 async def send(host: str, port: int, shot: Shot) -> Outcome:
     """Send a shot. OSError if the server takes no connection."""
     reader, writer = await asyncio.open_connection(host, port)
-    began = time.perf_counter()
-    reading = asyncio.create_task(read_all(reader))
+    began, raw = time.perf_counter(), bytearray()
+    reading = asyncio.create_task(read_all(reader, raw))
     try:
         with contextlib.suppress(ConnectionError):
             for piece, pause_s in shot.pieces:
@@ -57,33 +57,31 @@ async def send(host: str, port: int, shot: Shot) -> Outcome:
         if shot.then == "half-close":
             with contextlib.suppress(OSError):
                 writer.write_eof()
-        raw, end = await answer(reading, shot)
-        return Outcome(parse(raw, shot), end, raw, time.perf_counter() - began)
+        end = await ending(reading, shot)
+        return Outcome(parse(bytes(raw), shot), end, bytes(raw), time.perf_counter() - began)
     finally:
         reading.cancel()
         writer.transport.abort()
         await asyncio.gather(reading, return_exceptions=True)
 
 
-async def answer(reading: asyncio.Task[tuple[bytes, End]], shot: Shot) -> tuple[bytes, End]:
-    """Everything until the server closes, or until it takes too long."""
+async def ending(reading: asyncio.Task[End], shot: Shot) -> End:
+    """Wait until the server closes, or until that takes too long."""
     timeout_s = ANSWER_TIMEOUT_S if shot.complete else INCOMPLETE_TIMEOUT_S
     try:
         return await asyncio.wait_for(reading, timeout_s)
     except TimeoutError:
-        return b"", "time over"
+        return "time over"
 
 
-async def read_all(reader: asyncio.StreamReader) -> tuple[bytes, End]:
-    """What is sent until the connection ends, and how it does."""
-    pieces, count = [], 0
+async def read_all(reader: asyncio.StreamReader, into: bytearray) -> End:
+    """Read until the connection ends; how it does."""
     try:
-        while (piece := await reader.read(READ_BYTES)) and count < LARGEST_ANSWER:
-            pieces.append(piece)
-            count += len(piece)
+        while (piece := await reader.read(READ_BYTES)) and len(into) < LARGEST_ANSWER:
+            into += piece
     except ConnectionError:
-        return b"".join(pieces), "reset"
-    return b"".join(pieces), "closed"
+        return "reset"
+    return "closed"
 
 
 class Received(io.BytesIO):
