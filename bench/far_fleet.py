@@ -114,10 +114,6 @@ class FarNode:
     log: Path
     parent: Process
 
-    def process(self, role: str) -> psutil.Process:
-        """Its scheduler or its worker. ServerError if there is none now."""
-        return named_child(self.parent.pid, f"{role}-0")
-
     async def restart(self) -> None:
         """Start it again, after a SIGTERM if it still runs."""
         await stop(self.parent)

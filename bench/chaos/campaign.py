@@ -21,9 +21,12 @@ from mlxfleet.bench.chaos.fleet import API_KEYS, Fleet, SeenFleet, running
 from mlxfleet.bench.chaos.load import Load
 from mlxfleet.bench.chaos.options import LONGEST, STREAMS, Mode, Options
 from mlxfleet.bench.chaos.plan import Fault, Step, steps
+from mlxfleet.bench.error_groups import leaves
+from mlxfleet.bench.servers import ServerError
 
 EMPTY_TIMEOUT_S = 15.0
 MOVES_TIMEOUT_S = 10.0
+SHOWN_CHARACTERS = 400
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class Maker:
         console: Console,
     ) -> None:
         self.findings: list[Finding] = []
+        self._shown = 0
         self._subject = subject
         self._load = load
         self._answers = max(1, streams // 4)
@@ -107,13 +111,22 @@ class Maker:
             step = next(plan)
             await self._load.moves(self._answers, MOVES_TIMEOUT_S)
             await asyncio.sleep(step.pause_s)
-            back = await self._faults.make(step)
+            problem = await self._make(step)
             made += len(step.faults)
-            if not back:
-                what = f"not every node takes requests long after {describe(step)}"
-                self.findings.append(Finding("hung", what))
-                return
             self._report(step, made)
+            if problem:
+                self.findings.append(Finding("hung", f"{problem} ({describe(step)})"))
+                return
+
+    async def _make(self, step: Step) -> str:
+        """Make a step; why the fleet cannot be handled any more, "" if it can."""
+        problem = ""
+        try:
+            if not await self._faults.make(step):
+                problem = "not every node takes requests long after"
+        except* ServerError as errors:
+            problem = "; ".join(map(str, leaves(errors)))
+        return problem
 
     def _time_is_over(self, began: float) -> bool:
         limit_s = self._subject.seconds
@@ -127,6 +140,10 @@ class Maker:
             highlight=False,
             soft_wrap=True,
         )
+        for finding in tally.findings[self._shown :]:
+            what = f"{finding.kind}: {finding.what[:SHOWN_CHARACTERS]}"
+            self._console.print(what, markup=False, highlight=False, soft_wrap=True)
+        self._shown = len(tally.findings)
 
 
 def describe(step: Step) -> str:

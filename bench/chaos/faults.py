@@ -94,8 +94,7 @@ class Faults:
 
     async def _make(self, fault: Fault, after_s: float, watch: bool) -> None:
         await asyncio.sleep(after_s)
-        noticing = watch and fault.node is not None and fault.action in NOTICED_WITHIN_S
-        if not noticing:
+        if not (watch and to_be_noticed(fault)):
             await self._do(fault, lambda: asyncio.sleep(fault.lasting_s))
             return
         before = await self._fleet.look_at(fault.node or "")
@@ -192,3 +191,10 @@ class Faults:
         )
         await self._fleet.far[node].restart()
         await self._fleet.admin("undrain", node)
+
+
+def to_be_noticed(fault: Fault) -> bool:
+    """Whether the router has to see it: what a node cannot do without, or all of it."""
+    if fault.action in ("kill", "stop"):
+        return fault.target.split()[0] in ("scheduler", "worker")
+    return fault.action in NOTICED_WITHIN_S

@@ -23,6 +23,8 @@ ADMIN_KEY = "chaos-admin-key"
 # A request that was running on its worker so often when it died is given up as what kills it; here
 # the killer is this program.
 NODE_FLAGS = ("--memory-gb", "1", "--blas-threads", "1", "--max-attempts", "16")
+# What a node on a host of its own calls the processes that it cannot do without.
+CHILDREN = (("scheduler", "scheduler-0"), ("worker", "worker-0"))
 TAKING = ("ready", "busy")
 POLL_S = 0.02
 SETTLE_TIMEOUT_S = 90.0
@@ -181,7 +183,7 @@ async def launched(
         front = ("router", "tokenizer-0", "detokenizer-0", "detokenizer-1", "telemetry")
         processes = {name: finder(server.pid, name) for name in front}
         for index in range(nodes):
-            for role in ("scheduler", "worker"):
+            for role, _ in CHILDREN:
                 processes[f"{role} node-{index}"] = finder(server.pid, f"{role}-{index}")
         names = [f"node-{index}" for index in range(nodes)]
         yield Fleet("launch", spec.url, session, processes, names)
@@ -202,8 +204,8 @@ async def joined(
         front = ("router", "tokenizer-0", "detokenizer-0")
         processes = {name: finder(far.router_pid, name) for name in front}
         for node in far.nodes:
-            for role in ("scheduler", "worker"):
-                processes[f"{role} {node.name}"] = role_finder(node, role)
+            for role, child in (*CHILDREN, ("telemetry", "telemetry")):
+                processes[f"{role} {node.name}"] = child_finder(node, child)
         names = [node.name for node in far.nodes]
         yield Fleet("tcp", far.url, session, processes, names, far.nodes)
 
@@ -213,9 +215,9 @@ def finder(pid: int, name: str) -> Callable[[], psutil.Process]:
     return lambda: named_child(pid, name)
 
 
-def role_finder(node: FarNode, role: str) -> Callable[[], psutil.Process]:
-    """The same for a node on a host of its own."""
-    return lambda: node.process(role)
+def child_finder(node: FarNode, name: str) -> Callable[[], psutil.Process]:
+    """The same for a node on a host of its own, whose parent may be another one by then."""
+    return lambda: named_child(node.parent.pid, name)
 
 
 def readiness(session: aiohttp.ClientSession) -> Callable[[str], Awaitable[str]]:

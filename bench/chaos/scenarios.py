@@ -27,12 +27,13 @@ SWING_S = 5.0
 
 @dataclasses.dataclass(frozen=True)
 class Play:
-    """A scenario: its fleet, its streams, and what is done while they run."""
+    """A scenario: its fleet, its streams, and what is done while they run, once or all the time."""
 
     nodes: int
     streams: int
     tokens: int
     disturb: Callable[[Fleet, Faults, random.Random], Awaitable[bool]]
+    all_the_time: bool = False
 
 
 async def stop_router(fleet: Fleet, faults: Faults, rng: random.Random) -> bool:
@@ -57,7 +58,7 @@ async def restart_nodes(fleet: Fleet, faults: Faults, rng: random.Random) -> boo
 
 PLAYS: dict[Scenario, Play] = {
     "router-stop": Play(1, 60, 700, stop_router),
-    "drain-swing": Play(2, 16, 700, swing_drains),
+    "drain-swing": Play(2, 16, 700, swing_drains, all_the_time=True),
     "rolling-restart": Play(2, 24, 240, restart_nodes),
 }
 
@@ -81,6 +82,7 @@ async def play(scenario: Scenario, subject: Subject, options: Options, console: 
         journal = Journal()
         load = Load(client, cases, journal)
         faults = Faults(fleet, journal)
+        console.print(f"{subject.name}, {scenario}: {part.streams} streams undisturbed ...")
         await load.learn(part.streams)
         await closing.enter_async_context(burning(options.burners))
         for number in range(options.rounds):
@@ -100,11 +102,12 @@ async def play(scenario: Scenario, subject: Subject, options: Options, console: 
 async def one_round(
     part: Play, fleet: Fleet, faults: Faults, load: Load, rng: random.Random
 ) -> None:
-    """Disturb all streams until the last has ended."""
+    """Disturb all streams, and wait until the last has ended."""
     streams = asyncio.create_task(load.ask_all())
     try:
-        while not streams.done() and await part.disturb(fleet, faults, rng):
-            pass
+        back = await part.disturb(fleet, faults, rng)
+        while back and part.all_the_time and not streams.done():
+            back = await part.disturb(fleet, faults, rng)
         await streams
     finally:
         streams.cancel()
