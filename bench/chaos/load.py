@@ -18,6 +18,7 @@ from mlxfleet.bench.chaos.faults import Journal
 from mlxfleet.bench.servers import ServerError
 
 STOP_CHARACTERS = 4
+BODY_CHARACTERS = 300
 KIND_OF_END: dict[End, Kind] = {
     "refused": "refused",
     "broken": "lost",
@@ -79,7 +80,7 @@ class Load:
         attempt = await self._client.attempt(case)
         if attempt.end != "answered" or attempt.answer is None:
             why = f"{case.name} {attempt.end} without a fault: {attempt.why}"
-            raise ServerError(f"{why}; {case.body}")
+            raise ServerError(f"{why}; {str(case.body)[:BODY_CHARACTERS]}")
         return attempt.answer
 
     async def run(self, rng: random.Random, over: asyncio.Event) -> None:
@@ -117,7 +118,8 @@ class Load:
         self.tally.met.update(met)
         if finding := judge(case, attempt, expected):
             during = ", ".join(met) or "no fault"
-            finding = Finding(finding.kind, f"{finding.what} (during {during}); {case.body}")
+            body = str(case.body)[:BODY_CHARACTERS]
+            finding = Finding(finding.kind, f"{finding.what} (during {during}); {body}")
             self.tally.findings.append(finding)
             self.tally.findings_by_faults.update(met or ["no fault"])
 
