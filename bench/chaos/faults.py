@@ -92,6 +92,10 @@ class Faults:
             return fault
         return Fault("stop", fault.target, AFTER_KILL_S)
 
+    def killed(self, target: str) -> None:
+        """Remember a death, which counts for its parent."""
+        self._deaths[target].append(time.monotonic())
+
     async def _make(self, fault: Fault, after_s: float, watch: bool) -> None:
         await asyncio.sleep(after_s)
         if not (watch and to_be_noticed(fault)):
@@ -105,7 +109,7 @@ class Faults:
         target = fault.target
         match fault.action:
             case "kill":
-                self._deaths[target].append(time.monotonic())
+                self.killed(target)
                 (await self._process(target)).kill()
                 await hold()
             case "stop":

@@ -49,11 +49,6 @@ class Seen(Struct, frozen=True):
         restarted = self.restarts + self.worker_restarts > before.restarts + before.worker_restarts
         return self.state not in TAKING or restarted
 
-    @property
-    def takes(self) -> bool:
-        """Whether it gets requests."""
-        return self.state in TAKING and self.breaker != "open"
-
 
 class SeenRouter(Struct, frozen=True):
     """The router in /fleet."""
