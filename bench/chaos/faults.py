@@ -15,7 +15,7 @@ import psutil
 from mlxfleet.bench.chaos.fleet import POLL_S, Fleet, Seen
 from mlxfleet.bench.chaos.plan import AFTER_KILL_S, Fault, Step
 from mlxfleet.bench.servers import ServerError, kill
-from mlxfleet.common.supervisor import CRASH_LOOP_DEATHS, SERIES_GAP_S
+from mlxfleet.common.supervisor import CRASH_LOOP_DEATHS, series
 
 # What the router has to have noticed by then. A link that is cut says nothing, as one that hangs.
 NOTICED_WITHIN_S = {"kill": 1.0, "kill node": 1.0, "drain": 1.0, "stop": 3.0, "cut": 3.0}
@@ -87,8 +87,8 @@ class Faults:
     def bearable(self, fault: Fault) -> Fault:
         """The fault, or, where one more death in a row would make a parent give up, as it should,
         a stop of the same process."""
-        recent = [at for at in self._deaths[fault.target] if time.monotonic() - at < SERIES_GAP_S]
-        if fault.action != "kill" or len(recent) < CRASH_LOOP_DEATHS - 2:
+        deaths = [*self._deaths[fault.target], time.monotonic()]
+        if fault.action != "kill" or series(deaths) < CRASH_LOOP_DEATHS - 1:
             return fault
         return Fault("stop", fault.target, AFTER_KILL_S)
 
@@ -110,7 +110,9 @@ class Faults:
         match fault.action:
             case "kill":
                 self.killed(target)
-                (await self._process(target)).kill()
+                process = await self._process(target)
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
                 await hold()
             case "stop":
                 await self._stop(await self._process(target), hold)
