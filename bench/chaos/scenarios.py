@@ -22,24 +22,25 @@ from mlxfleet.bench.chaos.plan import Fault, Step
 
 # Long enough for the router to count as lost to nobody but itself, and for reports to pile up.
 ROUTER_STOP_S = (2.0, 2.7)
+BETWEEN_STOPS_S = (1.0, 4.0)
 SWING_S = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Play:
-    """A scenario: its fleet, its streams, and what is done while they run, once or all the time."""
+    """A scenario: its fleet, its streams, and what is done while they run, so often at `most`."""
 
     nodes: int
     streams: int
     tokens: int
     disturb: Callable[[Fleet, Faults, random.Random], Awaitable[bool]]
-    all_the_time: bool = False
+    most: int = 1
 
 
 async def stop_router(fleet: Fleet, faults: Faults, rng: random.Random) -> bool:
     """The router stands still for a while in the middle of the streams."""
     stop = Fault("stop", "router", rng.uniform(*ROUTER_STOP_S))
-    await asyncio.sleep(rng.uniform(0.5, 2.0))
+    await asyncio.sleep(rng.uniform(*BETWEEN_STOPS_S))
     return await faults.make(Step(0.0, (stop,)))
 
 
@@ -57,8 +58,8 @@ async def restart_nodes(fleet: Fleet, faults: Faults, rng: random.Random) -> boo
 
 
 PLAYS: dict[Scenario, Play] = {
-    "router-stop": Play(1, 60, 700, stop_router),
-    "drain-swing": Play(2, 16, 700, swing_drains, all_the_time=True),
+    "router-stop": Play(1, 60, 700, stop_router, most=4),
+    "drain-swing": Play(2, 16, 700, swing_drains, most=1_000),
     "rolling-restart": Play(2, 24, 240, restart_nodes),
 }
 
@@ -105,9 +106,9 @@ async def one_round(
     """Disturb all streams, and wait until the last has ended."""
     streams = asyncio.create_task(load.ask_all())
     try:
-        back = await part.disturb(fleet, faults, rng)
-        while back and part.all_the_time and not streams.done():
-            back = await part.disturb(fleet, faults, rng)
+        for _ in range(part.most):
+            if streams.done() or not await part.disturb(fleet, faults, rng):
+                break
         await streams
     finally:
         streams.cancel()
