@@ -20,7 +20,7 @@ from mlxfleet.bench.chaos.load import Load
 from mlxfleet.bench.chaos.options import Options, Scenario
 from mlxfleet.bench.chaos.plan import Fault, Step
 
-# Long enough for the router to count as lost to nobody but itself, and for reports to pile up.
+# About as long as heartbeats take to give up a link, so that it is lost with messages on their way.
 ROUTER_STOP_S = (2.0, 2.7)
 BETWEEN_STOPS_S = (1.0, 4.0)
 SWING_S = 5.0
