@@ -35,7 +35,8 @@ class Options:
     """Clients that ask good requests meanwhile, whose answers are compared."""
 
     growth_mb: float = 48.0
-    """A process may be so much larger in the end than after a tenth of the requests."""
+    """A process may be so much larger in the end than after a tenth of the requests; a worker,
+    which fills its caches, may use the memory that it has planned."""
 
     largest_mb: float = 300.0
     """No process but the worker may ever be larger."""
