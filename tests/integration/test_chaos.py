@@ -25,16 +25,10 @@ def chaos(model: Path, logs: Path, *options: str) -> subprocess.CompletedProcess
 @pytest.mark.parametrize("mode", ["launch", "tcp"])
 def test_faults_change_no_answer(tiny_model: Path, tmp_path: Path, mode: str) -> None:
     load = ["--streams", "10", "--requests", "20", "--longest", "120", "--no-noticing"]
-    limits = ["--mode", mode, "--nodes", "2", "--faults", str(FAULTS), "--seconds", "25"]
+    limits = ["--mode", mode, "--nodes", "2", "--faults", str(FAULTS), "--seconds", "15"]
     run = chaos(tiny_model, tmp_path, *limits, *load)
     assert run.returncode == 0, run.stdout + run.stderr
     assert f"seed {SEED}; findings: 0" in run.stdout
-
-
-def test_a_router_that_stands_still_doubles_no_token(tiny_model: Path, tmp_path: Path) -> None:
-    run = chaos(tiny_model, tmp_path, "--scenario", "router-stop", *SHORT)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert "0 wrong, 0 doubled" in run.stdout
 
 
 def test_drains_to_and_fro_double_no_token(tiny_model: Path, tmp_path: Path) -> None:
