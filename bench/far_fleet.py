@@ -7,9 +7,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import tempfile
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,40 +104,62 @@ class Link:
                 await writer.drain()
 
 
-@dataclass(frozen=True)
+@dataclass
 class FarNode:
-    """A node and the link to its router."""
+    """A node and the link to its router. `parent` is another process after a restart."""
 
     name: str
-    parent: Process
     link: Link
+    spec: ServerSpec
+    log: Path
+    parent: Process
 
-    def process(self, role: str) -> psutil.Process:
-        """Its scheduler or its worker."""
-        for child in psutil.Process(self.parent.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if process_name(child) == f"{role}-0":
-                    return child
-        raise ServerError(f"{self.name} has no {role} now")
+    async def restart(self) -> None:
+        """Start it again, after a SIGTERM if it still runs."""
+        await stop(self.parent)
+        self.parent = await start(self.spec, self.log)
+
+    async def stop(self) -> None:
+        """Stop whatever runs of it."""
+        await stop(self.parent)
 
 
 @dataclass(frozen=True)
 class FarFleet:
-    """A running fleet."""
+    """A running fleet; `router_pid` is the parent of the front end's processes."""
 
     url: str
     nodes: list[FarNode]
+    router_pid: int
+
+
+def named_child(parent_pid: int, name: str) -> psutil.Process:
+    """The descendant of mlxfleet's that has this name. ServerError if there is none now."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(parent_pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process_name(child) == name:
+                    return child
+    raise ServerError(f"there is no {name} now")
 
 
 @asynccontextmanager
-async def far_fleet(model: Path, nodes: int, flags: Sequence[str]) -> AsyncIterator[FarFleet]:
-    """Start a router and nodes with these flags, wait until a request is answered, and stop all in
-    the end. ServerError if that fails."""
+async def far_fleet(
+    model: Path,
+    nodes: int,
+    folder: Path,
+    *,
+    node_flags: Sequence[str],
+    router_flags: Sequence[str] = (),
+    ask: Callable[[str], Awaitable[str]],
+) -> AsyncIterator[FarFleet]:
+    """Start a router and nodes with these flags and stop all in the end. Keys and output go to
+    `folder`. It is ready when `ask`, which gets its address, has nothing to object ("").
+    ServerError if that takes too long."""
     http_port, node_port = free_port(), free_port_pair()
     url = f"http://{HOST}:{http_port}"
     script = console_script()
     async with AsyncExitStack() as closing:
-        folder = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="mlxfleet-far-")))
         keys = folder / "keys"
         write_keys(keys, [DEFAULT_NODE])
         common = ["--model", str(model), "--keys", str(keys)]
@@ -148,15 +169,17 @@ async def far_fleet(model: Path, nodes: int, flags: Sequence[str]) -> AsyncItera
             await link.open(range(node_port, node_port + PORTS))
             closing.push_async_callback(link.close)
             join = ["--router", f"tcp://{link.host}:{node_port}", "--name", name]
-            spec = ServerSpec(name, [script, "node", *join, *common, *flags], url)
-            parent = await start(spec, folder / f"{name}.log")
-            closing.push_async_callback(stop, parent)
-            started.append(FarNode(name, parent, link))
+            spec = ServerSpec(name, [script, "node", *join, *common, *node_flags], url)
+            log = folder / f"{name}.log"
+            node = FarNode(name, link, spec, log, await start(spec, log))
+            closing.push_async_callback(node.stop)
+            started.append(node)
         listen = ["--host", HOST, "--port", str(http_port), "--node-host", HOST]
         far = ["--node-port", str(node_port), "--advertise-host", "*"]
-        spec = ServerSpec("router", [script, "router", *listen, *far, *common], url)
-        await closing.enter_async_context(serving(spec, folder / "router.log"))
-        yield FarFleet(url, started)
+        spec = ServerSpec("router", [script, "router", *listen, *far, *common, *router_flags], url)
+        log = folder / "router.log"
+        server = await closing.enter_async_context(serving(spec, log, ask=lambda: ask(url)))
+        yield FarFleet(url, started, server.pid)
 
 
 def free_port_pair() -> int:

@@ -17,6 +17,8 @@ PACKAGES = ["bench", "common", "detokenizer_proc", "router", "tokenizer_proc", "
 WITHOUT_MLX = [
     "mlxfleet.common.cli",
     "mlxfleet.bench.benchmarks",
+    "mlxfleet.bench.chaos.__main__",
+    "mlxfleet.bench.hostile.__main__",
     "mlxfleet.bench.offline.command",
     "mlxfleet.bench.peers_command",
     "mlxfleet.bench.report_command",
