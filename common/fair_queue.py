@@ -13,6 +13,7 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, TypeVar
 
 from mlxfleet.common.messages import PRIORITIES, Party, Priority
@@ -169,18 +170,37 @@ class FairQueue(Generic[T]):
 
     def in_order(self) -> Iterator[T]:
         """All that wait, the next first. Ends with the first change; then ask again."""
-        for request in self._waiting_requests():
-            yield from request.queue
-
-    def heads(self) -> Iterator[T]:
-        """Of each request that waits the first item, the next first."""
-        for request in self._waiting_requests():
-            yield next(iter(request.queue))
-
-    def _waiting_requests(self) -> Iterator[Request[T]]:
         for clients in self._classes.values():
             for client in clients.waiting():
-                yield from client.requests.waiting()
+                for request in client.requests.waiting():
+                    yield from request.queue
+
+    def first(self) -> T | None:
+        """The next that waits."""
+        for clients in self._classes.values():
+            if (client := clients.next()) is not None:
+                request = client.requests.next()
+                assert request is not None
+                return next(iter(request.queue))
+        return None
+
+    def owed(self, places: int) -> T | None:
+        """The next that waits and is owed one of so many places: its request, its client and all
+        together hold fewer than their shares. Places that others hold beyond their shares, or with
+        a lower priority, do not count."""
+        left = float(places)
+        for clients in self._classes.values():
+            shares = {client.name: share_of(clients, client, left) for client in clients}
+            taken = sum(client.within_shares(shares[client.name]) for client in clients)
+            for client in clients.waiting() if taken + 1 <= left else ():
+                share = shares[client.name]
+                if client.within_shares(share) + 1 <= share:
+                    most = client.entitled(share)
+                    request = client.requests.next(partial(has_less, most))
+                    if request is not None:
+                        return next(iter(request.queue))
+            left -= sum(client.held for client in clients)
+        return None
 
     def order(self, item: T) -> tuple[int, float, float, int]:
         """Sorts items that hold places: by class, by what their clients have had, and for one
@@ -193,21 +213,6 @@ class FairQueue(Generic[T]):
     def holds_none(self, item: T) -> bool:
         """Whether an item's request holds no place."""
         return self._entries[item].request.held == 0
-
-    def claims(self, item: T, places: int) -> bool:
-        """Whether an item that waits is owed one of so many places: it, its client and all within
-        their shares have fewer than those. Places that others hold beyond their shares, or with a
-        lower priority, do not count."""
-        entry = self._entries[item]
-        left = float(places - self._held_above(entry.priority))
-        clients = self._classes[entry.priority]
-        mine = share_of(clients, entry.client, left)
-        if entry.request.held + 1 > entry.client.entitled(mine):
-            return False
-        if entry.client.within_shares(mine) + 1 > mine:
-            return False
-        taken = sum(client.within_shares(share_of(clients, client, left)) for client in clients)
-        return taken + 1 <= left
 
     def yielding(self, item: T, places: int) -> list[T]:
         """Items that hold some of so many places and should make room for another: those of lower
@@ -246,6 +251,11 @@ class FairQueue(Generic[T]):
 def share_of(clients: Level[Client[T]], client: Client[T], places: float) -> float:
     """A client's share of places: at least one."""
     return max(1.0, places * client.weight / clients.weight)
+
+
+def has_less(places: float, share: Share) -> bool:
+    """Whether a party may have one place more and still have no more than so many."""
+    return share.held + 1 <= places
 
 
 def furthest(shares: Iterable[S]) -> list[S]:

@@ -11,7 +11,7 @@ waits.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -75,6 +75,11 @@ class Level(Generic[S]):
     def waiting(self) -> list[S]:
         """Those that wait, the next first."""
         return sorted((share for share in self if share.waiting), key=lambda share: share.order)
+
+    def next(self, may: Callable[[S], bool] = lambda _: True) -> S | None:
+        """Of those that wait and may have a place the next."""
+        waiting = (share for share in self if share.waiting and may(share))
+        return min(waiting, key=lambda share: share.order, default=None)
 
     def enter(self, share: S) -> None:
         """A party comes, or comes back."""

@@ -36,7 +36,8 @@ def push(queue: FairQueue[str], name: str, count: int, *, of: Party) -> list[str
 
 
 def start_next(queue: FairQueue[str]) -> str:
-    item = next(queue.in_order())
+    item = queue.first()
+    assert item is not None
     queue.start(item)
     return item
 
@@ -89,11 +90,10 @@ def test_batch_waits_for_interactive() -> None:
 
 def test_a_newcomer_is_next_beside_one_that_has_had_much() -> None:
     queue: FairQueue[str] = FairQueue()
-    wide = push(queue, "wide", 20, of=party("a"))
+    push(queue, "wide", 20, of=party("a"))
     for item in fill(queue):
         queue.charge(item, 1000)
     push(queue, "new", 1, of=party("b"))
-    assert wide
     assert next(queue.in_order()) == "new0"
 
 
@@ -157,14 +157,6 @@ def test_what_is_put_back_is_the_first_of_its_request() -> None:
     assert queue.started == 1
 
 
-def test_heads_are_one_for_each_request() -> None:
-    queue: FairQueue[str] = FairQueue()
-    push(queue, "x", 3, of=party("a", "x"))
-    push(queue, "y", 3, of=party("a", "y"))
-    push(queue, "z", 3, of=party("b", "z"))
-    assert list(queue.heads()) == ["x0", "y0", "z0"]
-
-
 def test_clients_that_are_gone_are_not_remembered_without_end() -> None:
     queue: FairQueue[str] = FairQueue()
     push(queue, "stays", 1, of=party("stays"))
@@ -182,30 +174,31 @@ def test_clients_that_are_gone_are_not_remembered_without_end() -> None:
 # --- claims -----------------------------------------------------------------------------------
 
 
-def test_beside_one_that_holds_all_places_a_newcomer_has_a_claim() -> None:
+@pytest.mark.parametrize("client", ["a", "b"])
+def test_beside_one_that_holds_all_places_a_newcomer_is_owed_one(client: str) -> None:
     queue: FairQueue[str] = FairQueue()
     push(queue, "wide", 20, of=party("a"))
     fill(queue)
-    for client in ("a", "b"):
-        push(queue, client, 1, of=party(client, "new"))
-        assert queue.claims(f"{client}0", PLACES)
-        assert queue.yielding(f"{client}0", PLACES) == [f"wide{n}" for n in reversed(range(PLACES))]
+    push(queue, "new", 1, of=party(client, "new"))
+    assert queue.owed(PLACES) == "new0"
+    assert queue.holds_none("new0")
+    assert queue.yielding("new0", PLACES) == [f"wide{n}" for n in reversed(range(PLACES))]
 
 
-def test_one_that_holds_all_places_has_no_claim_to_more() -> None:
+def test_one_that_holds_all_places_is_owed_no_more() -> None:
     queue: FairQueue[str] = FairQueue()
     push(queue, "wide", 20, of=party("a"))
     fill(queue)
-    assert not queue.claims(f"wide{PLACES}", PLACES)
+    assert queue.owed(PLACES) is None
     assert queue.yielding(f"wide{PLACES}", PLACES) == []
 
 
-def test_among_single_requests_nobody_has_a_claim() -> None:
+def test_among_single_requests_nobody_is_owed_anything() -> None:
     queue: FairQueue[str] = FairQueue()
     for number in range(PLACES + 1):
         push(queue, f"s{number}-", 1, of=party("a", str(number)))
     fill(queue)
-    assert not queue.claims(f"s{PLACES}-0", PLACES)
+    assert queue.owed(PLACES) is None
 
 
 def test_a_client_of_many_single_requests_yields_to_another() -> None:
@@ -214,38 +207,39 @@ def test_a_client_of_many_single_requests_yields_to_another() -> None:
         push(queue, f"s{number}-", 1, of=party("a", str(number)))
     fill(queue)
     push(queue, "b", 1, of=party("b"))
-    assert queue.claims("b0", PLACES)
+    assert queue.owed(PLACES) == "b0"
     assert len(queue.yielding("b0", PLACES)) == PLACES
 
 
-def test_shares_are_by_weight() -> None:
+def take_over(queue: FairQueue[str]) -> Counter[str]:
+    """Let those that are owed places take them from those that yield; how many each took, by the
+    first letter."""
+    taken: Counter[str] = Counter()
+    while (item := queue.owed(PLACES)) is not None:
+        queue.put_back(queue.yielding(item, PLACES)[0])
+        queue.start(item)
+        taken[item[0]] += 1
+    return taken
+
+
+@pytest.mark.parametrize(("weight", "places"), [(1.0, PLACES // 2), (3.0, PLACES * 3 // 4)])
+def test_places_are_shared_by_weight_and_then_stay_where_they_are(
+    weight: float, places: int
+) -> None:
     queue: FairQueue[str] = FairQueue()
     push(queue, "a", 20, of=party("a"))
     fill(queue)
-    push(queue, "b", 20, of=party("b", weight=3.0))
-    granted = 0
-    while queue.claims(item := f"b{granted}", PLACES):
-        queue.put_back(queue.yielding(item, PLACES)[0])
-        queue.start(item)
-        granted += 1
-    assert granted == PLACES * 3 // 4
-    # And that is where it ends: the other has no claim to what it has lost.
-    assert not queue.claims(next(i for i in queue.heads() if i.startswith("a")), PLACES)
+    push(queue, "b", 20, of=party("b", weight=weight))
+    assert take_over(queue) == {"b": places}
 
 
 def test_batch_yields_to_interactive_and_never_the_other_way() -> None:
     queue: FairQueue[str] = FairQueue()
-    push(queue, "batch", 20, of=party("a", priority="batch"))
+    push(queue, "d", 20, of=party("a", priority="batch"))
     fill(queue)
     push(queue, "now", 20, of=party("b"))
-    assert queue.claims("now0", PLACES)
-    assert len(queue.yielding("now0", PLACES)) == PLACES
-    for number in range(PLACES):
-        queue.put_back(queue.yielding(f"now{number}", PLACES)[0])
-        queue.start(f"now{number}")
-    head = next(item for item in queue.heads() if item.startswith("batch"))
-    assert not queue.claims(head, PLACES)
-    assert queue.yielding(head, PLACES) == []
+    assert take_over(queue) == {"n": PLACES}
+    assert queue.yielding("d0", PLACES) == []
 
 
 # --- whatever happens -------------------------------------------------------------------------
@@ -375,9 +369,7 @@ class Books(RuleBasedStateMachine):
         assert self.queue.started == len(self.started)
         assert self.queue.waiting == len(self.waiting)
         assert sorted(self.queue.in_order()) == sorted(self.waiting)
-        heads = [self.waiting[item] for item in self.queue.heads()]
-        requests = {(p.priority, p.client, p.request) for p in self.waiting.values()}
-        assert len(heads) == len(requests)
+        assert self.queue.first() == next(self.queue.in_order(), None)
         for priority, level in self.queue._classes.items():
             for client in level:
                 held = [p for p in self.started.values() if p.priority == priority]
@@ -387,13 +379,13 @@ class Books(RuleBasedStateMachine):
                 assert client.ahead >= 0
 
     @invariant()
-    def who_has_a_claim_finds_a_place_or_somebody_who_yields(self) -> None:
-        for item in self.queue.heads():
-            if self.queue.claims(item, PLACES) and self.queue.started >= PLACES:
-                yielding = self.queue.yielding(item, PLACES)
-                assert yielding
-                assert len(set(yielding)) == len(yielding)
-                assert set(yielding) <= set(self.started)
+    def who_is_owed_a_place_finds_one_or_somebody_who_yields(self) -> None:
+        item = self.queue.owed(PLACES)
+        if item is not None and self.queue.started >= PLACES:
+            yielding = self.queue.yielding(item, PLACES)
+            assert yielding
+            assert len(set(yielding)) == len(yielding)
+            assert set(yielding) <= set(self.started)
 
     def teardown(self) -> None:
         for item in [*self.started, *self.waiting]:
@@ -403,8 +395,3 @@ class Books(RuleBasedStateMachine):
 
 TestBooks = Books.TestCase
 TestBooks.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
-
-
-def test_the_priorities_are_all_there_are() -> None:
-    with pytest.raises(KeyError):
-        FairQueue[str]().depth("urgent")  # type: ignore[arg-type]
