@@ -29,6 +29,8 @@ LEAST_CONTEXT = 64
 Seconds = Annotated[float, Meta(ge=0, le=1e6)]
 SpecialTokensInContent = Literal["text", "control"]
 Names = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]
+# Rows of a batch beyond --max-running, for those that would wait for one with more than its share.
+GUEST_ROWS = 2
 Routing = Literal["ttft", "round_robin", "least_loaded", "power_of_two", "session"]
 
 
@@ -112,7 +114,8 @@ class SchedulerOptions:
     """Queueing and admission on a node."""
 
     max_running: Positive = 32
-    """Sequences prefilled and decoded at once."""
+    """Sequences prefilled and decoded at once; up to 2 more, for which there is memory too, while
+    one client or request has more than its share of them and another would have to wait."""
 
     max_queue: Positive = 256
     """Sequences waiting on the node; more are refused."""
@@ -126,6 +129,11 @@ class SchedulerOptions:
 
     max_chunk_tokens: Positive = 1024
     """Largest prefill chunk, in tokens."""
+
+    @property
+    def rows(self) -> int:
+        """Sequences in the worker at most, with guests."""
+        return self.max_running + GUEST_ROWS
 
 
 @Flat
@@ -370,7 +378,7 @@ class WorkerProcess:
     name: str
     model_dir: Path
     scheduler_address: str
-    max_running: int
+    max_rows: int
     max_chunk_tokens: int
     options: WorkerOptions
     observe: ObserveOptions = ObserveOptions()
