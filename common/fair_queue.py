@@ -210,6 +210,12 @@ class FairQueue(Generic[T]):
         level = PRIORITIES.index(entry.priority)
         return level, entry.client.order[0], entry.began, entry.number
 
+    def precedence(self, item: T) -> tuple[int, float, int]:
+        """Sorts items that hold places: by class, by what their clients have had, and arrival. The
+        last is the first to go."""
+        level, had, _, number = self.order(item)
+        return level, had, number
+
     def holds_none(self, item: T) -> bool:
         """Whether an item's request holds no place."""
         return self._entries[item].request.held == 0

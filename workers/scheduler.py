@@ -456,8 +456,13 @@ class Scheduler:
         if rid is None:
             return None
         if not self._fits(self._waiting[rid], model):
-            rid = self._fair.owed(self._options.max_running)
+            rid = self._fair.owed(self._places)
         return None if rid is None or rid in blocked else self._waiting[rid]
+
+    @property
+    def _places(self) -> int:
+        """How many sequences can run at once: where memory is short, those that do."""
+        return min(self._options.max_running, len(self._running))
 
     def _fits(self, sequence: Sequence, model: ModelInfo) -> bool:
         """Whether there is a row and memory for a sequence that waits."""
@@ -469,7 +474,7 @@ class Scheduler:
         """Find a row and memory for a sequence that has less than its share; False if there are
         none yet. The first of its request may have a guest row, if that is all it needs; otherwise
         rows of those that have more than their share yield."""
-        yielding = self._fair.yielding(sequence.rid, self._options.max_running)
+        yielding = self._fair.yielding(sequence.rid, self._places)
         missing = self.kv_used_bytes + first_bytes(sequence, model) - model.kv_budget_bytes
         full = len(self._running) >= self._options.max_running
         guest = sequence.party.priority == "interactive" and self._fair.holds_none(sequence.rid)
@@ -585,9 +590,9 @@ class Scheduler:
 
     def _first_to_yield(self, sequence: Sequence) -> Sequence:
         """Who makes room for a running sequence; it may be that itself."""
-        for rid in self._fair.yielding(sequence.rid, self._options.max_running):
+        for rid in self._fair.yielding(sequence.rid, self._places):
             return self._sequences[rid]
-        return max(self._running.values(), key=lambda s: (s.party.priority == "batch", s.arrival))
+        return max(self._running.values(), key=lambda s: self._fair.precedence(s.rid))
 
     def _preempt(self, sequence: Sequence, computed: list[int] | None = None) -> None:
         self.preemptions += 1
