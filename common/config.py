@@ -75,7 +75,7 @@ class RouterOptions:
     """Sequences that one API key may have in the router at once; more are answered 429."""
 
     queue_wait_s: Seconds = 120.0
-    """How long a request waits for a place on a node before it is answered 429."""
+    """How long a request waits for its first place on a node before it is answered 429."""
 
     max_body_mb: Positive = 16
     """Largest request body, in MB."""
