@@ -125,12 +125,13 @@ class Nodes:
     def capacity(self, model: str) -> Capacity | None:
         """Sequences that may be on a model's ready nodes at once, with those that wait there for a
         place so that none is free for long; None without a ready node. With one node nothing is
-        left to choose, so as many may wait there as could start at once."""
+        left to choose, so as many may wait there as could start at once. Half of what nodes can
+        queue is left to those that others keep waiting."""
         ready = self.ready(model)
         if not ready:
             return None
         share = QUEUED_SHARE if len(ready) > 1 else 1.0
-        ahead = [min(s.max_queue, math.ceil(share * s.max_running)) for s in ready]
+        ahead = [min(math.ceil(s.max_queue / 2), math.ceil(share * s.max_running)) for s in ready]
         running = sum(status.max_running for status in ready)
         return Capacity(running + sum(ahead), running + sum(s.max_queue for s in ready))
 
