@@ -253,8 +253,9 @@ def table_of(found: list[Measured]) -> Table:
     return table
 
 
-def main(options: Options) -> None:
+def main(options: Options | None = None) -> None:
     """Measure fairness."""
+    options = options or Options()
     found = uvloop.run(measure(options, Console(stderr=True)))
     Console(width=120).print(table_of(found))
     if not all(measured.passes(options.allowed_s) for measured in found):

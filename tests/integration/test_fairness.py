@@ -30,18 +30,21 @@ class Wide:
 
     def __init__(self, client: openai.OpenAI, **body: Any) -> None:
         self.ended = 0
-        self.chunks = 0
+        self._enough = False
         self._stream = client.completions.create(model="tiny", stream=True, **body)
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
     def _read(self) -> None:
-        for chunk in self._stream:
-            self.chunks += 1
-            self.ended += sum(choice.finish_reason is not None for choice in chunk.choices)
+        with self._stream as stream:
+            for chunk in stream:
+                self.ended += sum(choice.finish_reason is not None for choice in chunk.choices)
+                if self._enough:
+                    return
 
-    def end(self) -> None:
-        """Read the rest."""
+    def leave(self) -> None:
+        """Read no further, and go away."""
+        self._enough = True
         self._reader.join()
 
 
@@ -53,13 +56,13 @@ def beside_wide(fleet: Fleet, **body: Any) -> Iterator[Wide]:
         wait_for(lambda: fleet.metric("mlxfleet_running_sequences") >= ROWS, "all rows taken")
         yield wide
     finally:
-        wide.end()
+        wide.leave()
 
 
 @pytest.mark.parametrize("priority", ["interactive", "batch"])
 def test_a_small_request_does_not_wait_for_a_wide_one(fleet: Fleet, priority: str) -> None:
     extra = {"ignore_eos": True, "priority": priority}
-    body = {"prompt": "Hi", "n": 16, "max_tokens": 400, "extra_body": extra}
+    body = {"prompt": "Hi", "n": 16, "max_tokens": 2000, "extra_body": extra}
     with beside_wide(fleet, **body) as wide:
         for key in ("other", "wide"):
             answer = fleet.client(api_key=key).completions.create(
@@ -68,7 +71,6 @@ def test_a_small_request_does_not_wait_for_a_wide_one(fleet: Fleet, priority: st
             assert answer.usage is not None
             # It has ended before any choice of the wide one, although those came first.
             assert wide.ended == 0
-    assert wide.ended == 16
 
 
 def test_a_small_request_does_not_wait_for_many_prompts(fleet: Fleet) -> None:
@@ -77,7 +79,6 @@ def test_a_small_request_does_not_wait_for_many_prompts(fleet: Fleet) -> None:
     with beside_wide(fleet, **body) as wide:
         fleet.client(api_key="other").completions.create(model="tiny", prompt="Q", max_tokens=4)
         assert wide.ended < len(prompts) / 2
-    assert wide.ended == len(prompts)
 
 
 def test_rows_that_yield_go_on_where_they_were(fleet: Fleet) -> None:
