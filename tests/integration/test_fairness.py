@@ -57,6 +57,7 @@ def beside_wide(fleet: Fleet, **body: Any) -> Iterator[Wide]:
         yield wide
     finally:
         wide.leave()
+        wait_for(lambda: fleet.metric("mlxfleet_running_sequences") == 0, "an idle node")
 
 
 @pytest.mark.parametrize("priority", ["interactive", "batch"])
