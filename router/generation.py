@@ -69,6 +69,7 @@ class Generation:
         self._dispatcher = dispatcher
         self.model = model
         self._wakeup = asyncio.Event()
+        self._rest: asyncio.Task[None] | None = None
         self.rid = new_rid()
         self.n = request.n or 1
         self.prompts = prompts
@@ -107,10 +108,12 @@ class Generation:
 
     @contextmanager
     def released_at_end(self) -> Iterator[None]:
-        """Release every sequence, however it ends."""
+        """Start no more sequences and release every one, however it ends."""
         try:
             yield
         finally:
+            if self._rest is not None:
+                self._rest.cancel()
             for sequence in self.sequences:
                 self._dispatcher.release(sequence)
 
@@ -122,23 +125,20 @@ class Generation:
     async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
         """Start, then yield (choice, what is new) until every choice has ended."""
         await self._start(self.sequences[0])
-        rest = asyncio.create_task(self._start_rest())
+        self._rest = rest = asyncio.create_task(self._start_rest())
         rest.add_done_callback(lambda _: self._wakeup.set())
-        try:
-            running = dict(enumerate(self.sequences))
-            while running:
-                await self._wakeup.wait()
-                self._wakeup.clear()
-                if rest.done():
-                    rest.result()
-                for index, sequence in list(running.items()):
-                    ended = sequence.ended
-                    if delta := sequence.take():
-                        yield index, delta
-                    if ended:
-                        del running[index]
-        finally:
-            rest.cancel()
+        running = dict(enumerate(self.sequences))
+        while running:
+            await self._wakeup.wait()
+            self._wakeup.clear()
+            if rest.done():
+                rest.result()
+            for index, sequence in list(running.items()):
+                ended = sequence.ended
+                if delta := sequence.take():
+                    yield index, delta
+                if ended:
+                    del running[index]
 
     async def _start(self, sequence: Sequence, beside: Sequence | None = None) -> None:
         """Start a sequence as soon as it has a place."""

@@ -7,8 +7,10 @@ import asyncio
 import pytest
 
 from mlxfleet.common.errors import DeadlineError
-from mlxfleet.common.messages import Generate, Party, Sampling
+from mlxfleet.common.messages import Generate, Party, Sampling, Tokenized
 from mlxfleet.router.admission import Admission, Ticket
+from mlxfleet.router.generation import Generation
+from mlxfleet.router.parameters import CompletionRequest
 from mlxfleet.router.places import Capacity, Line, Place
 from mlxfleet.router.sequences import Sequence
 from tests.router.test_dispatcher import Bench, run, until
@@ -151,3 +153,38 @@ def test_a_burst_of_a_thousand_requests_is_served_to_its_end() -> None:
         assert admission.depth("interactive") == 0
 
     asyncio.run(asyncio.wait_for(test(), 30))
+
+
+def test_a_request_that_is_given_up_starts_no_more_sequences() -> None:
+    """Also when the client goes away between two chunks, while nobody asks for the next."""
+
+    async def test(bench: Bench) -> None:
+        capacity = Capacity(1, 1)
+        admission = Admission(
+            [""],
+            lambda _: capacity,
+            max_sequences=10,
+            max_per_client=None,
+            max_wait_s=60,
+            node_wait_s=60,
+        )
+        ticket = Ticket(client="a", model="", sequences=2)
+        tokenized = Tokenized("t", [list(range(20))], [[]])
+        request = CompletionRequest(prompt="x", n=2)
+        sampling = Sampling(seed=1, max_tokens=50)
+        generation = Generation(bench.dispatcher, tokenized, sampling, request, "")
+        async with admission.turn(ticket) as turn:
+            generation.starts_in(turn)
+            with generation.released_at_end():
+                deltas = generation.deltas()
+                asking = asyncio.ensure_future(anext(deltas))
+                await until(lambda: bench.dispatcher.loads().total() == 1, "the first")
+                bench.detokenizer.text(f"{generation.rid}-0", 0, [1], 0, "x")
+                await asking
+                capacity = Capacity(2, 2)
+                admission.pump()
+        await bench.settle()
+        assert bench.dispatcher.loads().total() == 0
+        await deltas.aclose()
+
+    run(test)
