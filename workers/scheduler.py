@@ -379,6 +379,8 @@ class Scheduler:
             self._preempt(sequence, computed=[])
             return
         self._leave(sequence, "not finite", computed=[])
+        self._fair.discard(sequence.rid)
+        self._shared.leave(sequence, self._tree)
         del self._sequences[sequence.rid]
         self._given_up.append(rejection(sequence, "not_finite", NOT_FINITE))
 
