@@ -30,6 +30,8 @@ Seconds = Annotated[float, Meta(ge=0, le=1e6)]
 SpecialTokensInContent = Literal["text", "control"]
 Names = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]
 Wait = Annotated[float, Meta(gt=0, le=1e6)]
+# Rows of a batch beyond --max-running, for those that would wait for one with more than its share.
+GUEST_ROWS = 2
 Routing = Literal["ttft", "round_robin", "least_loaded", "power_of_two", "session"]
 
 
@@ -74,7 +76,7 @@ class RouterOptions:
     """Sequences that one API key may have in the router at once; more are answered 429."""
 
     queue_wait_s: Seconds = 120.0
-    """How long a request waits for a place on a node before it is answered 429."""
+    """How long a request waits for its first place on a node before it is answered 429."""
 
     max_body_mb: Annotated[int, Meta(ge=1, le=60)] = 16
     """Largest request body, in MB."""
@@ -139,7 +141,8 @@ class SchedulerOptions:
     """Queueing and admission on a node."""
 
     max_running: Positive = 32
-    """Sequences prefilled and decoded at once."""
+    """Sequences prefilled and decoded at once; up to 2 more, for which there is memory too, while
+    one client or request has more than its share of them and another would have to wait."""
 
     max_queue: Positive = 256
     """Sequences waiting on the node; more are refused."""
@@ -153,6 +156,11 @@ class SchedulerOptions:
 
     max_chunk_tokens: Positive = 1024
     """Largest prefill chunk, in tokens."""
+
+    @property
+    def rows(self) -> int:
+        """Sequences in the worker at most, with guests."""
+        return self.max_running + GUEST_ROWS
 
 
 @Flat
@@ -400,7 +408,7 @@ class WorkerProcess:
     name: str
     model_dir: Path
     scheduler_address: str
-    max_running: int
+    max_rows: int
     max_chunk_tokens: int
     options: WorkerOptions
     observe: ObserveOptions = ObserveOptions()

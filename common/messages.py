@@ -15,7 +15,7 @@ sequence's name and the number of its admission, so no name is used for two rows
 from __future__ import annotations
 
 from collections.abc import Iterable, Sized
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from msgspec import Meta, Struct
 
@@ -30,6 +30,8 @@ FailReason = Literal["not_finite"]
 """Why a row has no next token: the model computed NaN or infinite logits."""
 WorkerState = Literal["loading", "ready", "hung", "dead"]
 LoadStage = Literal["starting", "reading", "quantizing", "testing", "measuring"]
+Priority = Literal["interactive", "batch"]
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 Count = Annotated[int, Meta(ge=0)]
 Attempt = Annotated[str, Meta(min_length=1, max_length=32)]
 # 64 bits; msgspec takes no limit that large.
@@ -289,10 +291,22 @@ class MachineSample(Struct, tag="machine_sample", frozen=True):
 # --- router <-> node (its scheduler) ----------------------------------------------------------
 
 
+class Party(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """On whose behalf a sequence is generated: an HTTP request of a client. Both names are opaque;
+    `weight` is the client's, of whose share of a node it has so many times as much as one with 1.
+    """
+
+    client: Annotated[str, Meta(max_length=64)] = ""
+    request: Annotated[str, Meta(max_length=64)] = ""
+    weight: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
+    priority: Priority = "interactive"
+
+
 class Generate(Struct, tag="generate", frozen=True, omit_defaults=True, kw_only=True):
     """Continue `prompt_ids + output_ids`. `output_ids` is empty for a new request and holds the
     tokens so far when a request moves here from a process that died. It replaces an earlier
-    attempt at the same sequence."""
+    attempt at the same sequence. `siblings` says that other sequences of the party's request have
+    the same prompt, which is then kept in the prefix cache until the last of them is released."""
 
     rid: str
     attempt: Attempt
@@ -300,6 +314,8 @@ class Generate(Struct, tag="generate", frozen=True, omit_defaults=True, kw_only=
     prompt_ids: Annotated[list[int], Meta(min_length=1)]
     output_ids: list[int]
     sampling: Sampling
+    party: Party = Party()
+    siblings: bool = False
     traceparent: str = ""
 
 

@@ -8,7 +8,8 @@ import msgspec
 from aiohttp import web
 
 from mlxfleet.common.errors import NodeNotFoundError
-from mlxfleet.router.admission import PRIORITIES, Admission
+from mlxfleet.common.messages import PRIORITIES
+from mlxfleet.router.admission import Admission
 from mlxfleet.router.dispatcher import Dispatcher
 from mlxfleet.router.in_flight import InFlight
 from mlxfleet.router.recent import Recent

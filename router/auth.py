@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import secrets
 
 from aiohttp import web
 
@@ -13,6 +14,8 @@ from mlxfleet.common.errors import AuthenticationError
 OPEN_PATHS = frozenset({"/health", "/ready", "/metrics", "/metrics/targets", "/ui"})
 ADMIN_PREFIXES = ("/admin/", "/fleet")
 NAME_BYTES = 8
+# Names leave the router, and a short key must not be found by trying.
+SALT = secrets.token_bytes(16)
 
 
 class Authenticator:
@@ -51,5 +54,5 @@ def bearer(request: web.Request) -> bytes:
 
 
 def client_name(request: web.Request) -> str:
-    """The same for all requests with one key."""
-    return hashlib.blake2b(bearer(request), digest_size=NAME_BYTES).hexdigest()
+    """The same for all requests with one key, as long as this process runs."""
+    return hashlib.blake2b(bearer(request), digest_size=NAME_BYTES, key=SALT).hexdigest()

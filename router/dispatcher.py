@@ -97,11 +97,13 @@ class Dispatcher:
         )
         self.patience = Patience(node_wait_s, self.nodes.loads)
 
-    async def start(self, sequences: Many[Sequence]) -> None:
-        """Send sequences of one model to nodes, those of one prompt to the same. They end by
-        themselves; `release` them in any case."""
+    async def start(self, sequences: Many[Sequence], beside: Sequence | None = None) -> None:
+        """Send sequences of one model to nodes, those of one prompt to the same, also if that was
+        begun with `beside`. They end by themselves; `release` them in any case."""
         node = ""
         prompt: list[int] | None = None
+        if beside is not None and self.nodes.takes_requests(beside.node):
+            node, prompt = beside.node, beside.prompt_ids
         for sequence in sequences:
             if sequence.prompt_ids != prompt:
                 node = await self._pick(sequence)
@@ -257,11 +259,13 @@ class Dispatcher:
                 prompt_ids=sequence.prompt_ids,
                 output_ids=sequence.output_ids,
                 sampling=sequence.sampling,
+                party=sequence.party,
+                siblings=sequence.siblings,
                 traceparent=sequence.trace.sent(sequence.node, len(sequence.output_ids)),
             ),
         )
         if sent:
-            self._routing.sent(sequence)
+            sequence.computed(self._routing.sent(sequence))
 
     def _recover(self, sequence: Sequence) -> None:
         """Open the stream again with what we have, and have the rest sent once more."""
@@ -355,6 +359,7 @@ class Dispatcher:
         if logprobs := text.logprobs.get(position):
             pending.logprobs.extend(logprobs[known_ids:])
         if ids:
+            sequence.computed(len(ids))
             sequence.refused_since = None
             self.nodes.brought_tokens(sequence.node, sequence.rid)
             if sequence.last_token is None:
@@ -362,8 +367,7 @@ class Dispatcher:
                 sequence.trace.answered(now)
             self._metrics.observe_tokens(sequence, len(ids), now)
         if (finish := text.finish.get(position)) is not None:
-            sequence.finish_reason = pending.finish_reason = finish.reason
-            sequence.cached_tokens = finish.cached_tokens
+            sequence.finish(finish)
             sequence.trace.finished(finish.reason, len(sequence.output_ids))
             self._metrics.cached_tokens.labels(sequence.model).inc(finish.cached_tokens)
         if pending:

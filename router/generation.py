@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from mlxfleet.common.block_hashes import block_hashes
 from mlxfleet.common.errors import RequestError
 from mlxfleet.common.messages import (
     FinishReason,
+    Party,
     Sampling,
     TokenizeChat,
     TokenizeContent,
@@ -22,6 +24,7 @@ from mlxfleet.common.messages import (
     TokenTextLogprobs,
 )
 from mlxfleet.common.request_content import split_prompt
+from mlxfleet.router.admission import Ticket, Turn
 from mlxfleet.router.catalog import Catalog
 from mlxfleet.router.dispatcher import Dispatcher, new_rid
 from mlxfleet.router.limits import Limits, check_length, check_prompts
@@ -73,6 +76,7 @@ class Generation:
         self.model = model
         self.deadline: float | None = None
         self._wakeup = asyncio.Event()
+        self._rest: asyncio.Task[None] | None = None
         self.rid = new_rid()
         self.n = request.n or 1
         self.prompts = prompts
@@ -85,24 +89,38 @@ class Generation:
                 wakeup=self._wakeup,
                 model=model,
                 block_hashes=tokenized.block_hashes[prompt],
+                siblings=self.n > 1,
             )
             for prompt in range(len(prompts))
             for choice in range(self.n)
         ]
 
-    def belongs_to(self, session: str | None, arrived: float) -> None:
-        """Say which session the sequences are of, and when their request arrived, in
-        time.perf_counter()."""
+    def belongs_to(self, session: str | None, arrived: float, ticket: Ticket) -> None:
+        """Say which session the sequences are of, when their request arrived, in
+        time.perf_counter(), and who shares the nodes for them."""
+        party = Party(
+            client=ticket.client,
+            request=self.rid,
+            weight=ticket.weight,
+            priority=ticket.priority,
+        )
         for sequence in self.sequences:
             sequence.session = session
             sequence.arrived = arrived
+            sequence.party = party
+
+    def starts_in(self, turn: Turn) -> None:
+        """Say where the sequences get their places."""
+        self._turn = turn
 
     @contextmanager
     def released_at_end(self) -> Iterator[None]:
-        """Release every sequence, however it ends."""
+        """Start no more sequences and release every one, however it ends."""
         try:
             yield
         finally:
+            if self._rest is not None:
+                self._rest.cancel()
             for sequence in self.sequences:
                 self._dispatcher.release(sequence)
 
@@ -114,17 +132,34 @@ class Generation:
     async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
         """Start, then yield (choice, what is new) until every choice has ended."""
         async with within(self.deadline):
-            await self._dispatcher.start(self.sequences)
+            await self._start(self.sequences[0])
+        self._rest = rest = asyncio.create_task(self._start_rest())
+        rest.add_done_callback(lambda _: self._wakeup.set())
         running = dict(enumerate(self.sequences))
         while running:
             await self._wakeup.wait()
             self._wakeup.clear()
+            if rest.done():
+                rest.result()
             for index, sequence in list(running.items()):
                 ended = sequence.ended
                 if delta := sequence.take():
                     yield index, delta
                 if ended:
                     del running[index]
+
+    async def _start(self, sequence: Sequence, beside: Sequence | None = None) -> None:
+        """Start a sequence as soon as it has a place."""
+        sequence.place = await self._turn.next()
+        if not sequence.ended:
+            await self._dispatcher.start([sequence], beside)
+
+    async def _start_rest(self) -> None:
+        """Start the others one after the other, each beside the one before if it has the same
+        prompt."""
+        for before, sequence in itertools.pairwise(self.sequences):
+            alike = before.prompt_ids is sequence.prompt_ids
+            await self._start(sequence, before if alike else None)
 
     async def collect(self) -> list[Choice]:
         """Run to the end."""

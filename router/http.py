@@ -241,14 +241,15 @@ class Api:
                         body.release()
                         trace.runs(generation)
                         session = http.headers.get(SESSION_HEADER) or request.user
-                        generation.belongs_to(session, record.arrived)
+                        generation.belongs_to(session, record.arrived, ticket)
                         generation.deadline = ticket.deadline
                         entry.sequences = generation.sequences
                         self._metrics.prompt_tokens.labels(model).inc(generation.prompt_tokens)
                         shape = make_shape(request)
                         began = time.perf_counter()
                         trace.stage("admission")
-                        async with self._admission.turn(ticket):
+                        async with self._admission.turn(ticket) as turn:
+                            generation.starts_in(turn)
                             trace.stage_over()
                             stages.observe(model, "admission", time.perf_counter() - began)
                             with generation.released_at_end(), ends_at(ticket.deadline, generation):

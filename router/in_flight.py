@@ -12,7 +12,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from mlxfleet.router.admission import Priority
+from mlxfleet.common.messages import Priority
 from mlxfleet.router.sequences import Sequence
 
 Stage = Literal["waiting", "prefill", "decoding"]

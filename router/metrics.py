@@ -20,8 +20,9 @@ from prometheus_client import (
     generate_latest,
 )
 
+from mlxfleet.common.messages import PRIORITIES
 from mlxfleet.router import metric_families as families
-from mlxfleet.router.admission import PRIORITIES, Admission
+from mlxfleet.router.admission import Admission
 from mlxfleet.router.bodies import BODY_REFUSALS
 from mlxfleet.router.body_budget import BodyBudget
 from mlxfleet.router.connections import CLOSINGS, Connections

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 
@@ -30,6 +31,7 @@ from mlxfleet.router.claims import NameClaims, Verdict
 from mlxfleet.router.health import NodeHealth, State
 from mlxfleet.router.limits import Limits, largest
 from mlxfleet.router.outages import Outages
+from mlxfleet.router.places import Capacity
 from mlxfleet.router.pool import Greeting, Pool
 from mlxfleet.router.routing import Routing
 
@@ -183,12 +185,23 @@ class Nodes:
         """Seconds until a node gets a request again after faults, 0 if it may now."""
         return self.breakers[node].closes_in_s(time.monotonic())
 
-    def capacity(self, model: str) -> int | None:
+    def capacity(self, model: str) -> Capacity | None:
         """Sequences that may be on a model's ready nodes at once, with those that wait there for a
-        place so that none is free for long; None without a ready node."""
+        place so that none is free for long; None without a ready node. With one node nothing is
+        left to choose, so as many may wait there as could start at once. Half of what nodes can
+        queue is left to those that others keep waiting."""
         ready = self.ready(model)
-        ahead = [min(s.max_queue, int(QUEUED_SHARE * s.max_running) + 1) for s in ready]
-        return sum(s.max_running for s in ready) + sum(ahead) if ready else None
+        if not ready:
+            return None
+        share = QUEUED_SHARE if len(ready) > 1 else 1.0
+        ahead = [min(math.ceil(s.max_queue / 2), math.ceil(share * s.max_running)) for s in ready]
+        running = sum(status.max_running for status in ready)
+        return Capacity(running + sum(ahead), running + sum(s.max_queue for s in ready))
+
+    def takes_requests(self, node: str) -> bool:
+        """Whether a node may get a request now."""
+        model = self._models.get(node)
+        return model is not None and any(s.name == node for s in self.ready(model))
 
     def model_of(self, node: str) -> str:
         """The name of a known node's model in the API."""

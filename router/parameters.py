@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from mlxfleet.common.errors import InvalidRequestError
-from mlxfleet.common.messages import Sampling
+from mlxfleet.common.messages import Priority, Sampling
 from mlxfleet.common.request_content import Message, invalid, is_int
 from mlxfleet.common.sampling_defaults import (
     Penalty,
@@ -20,7 +20,6 @@ from mlxfleet.common.sampling_defaults import (
     Temperature,
     TopK,
 )
-from mlxfleet.router.admission import Priority
 
 MAX_CHOICES = 64
 MAX_STOPS = 16

@@ -89,8 +89,9 @@ class Routing:
         matched = self.index.matched_blocks(sequence.block_hashes)
         return cached_tokens(tokens, matched.get(node, 0))
 
-    def sent(self, sequence: Sequence) -> None:
-        """A sequence was sent to its node."""
+    def sent(self, sequence: Sequence) -> int:
+        """A sequence was sent to its node; how many tokens that has to compute of it, by what is
+        known of its cache."""
         node, blocks = sequence.node, sequence.block_hashes
         self._withdraw(sequence.rid)
         tokens = len(sequence.prompt_ids) + len(sequence.output_ids)
@@ -100,6 +101,7 @@ class Routing:
         if node in self._reusing:
             self.index.promise(node, blocks)
             self._promises[sequence.rid] = Promise(node, blocks)
+        return tokens - cached
 
     def answered(self, sequence: Sequence) -> None:
         """A sequence's first token is here."""

@@ -7,7 +7,8 @@ import time
 from dataclasses import dataclass, field
 
 from mlxfleet.common.errors import RequestError
-from mlxfleet.common.messages import FinishReason, Sampling, TokenTextLogprobs
+from mlxfleet.common.messages import Finish, FinishReason, Party, Sampling, TokenTextLogprobs
+from mlxfleet.router.places import Place
 from mlxfleet.router.sequence_trace import SequenceTrace
 
 MAX_FRUITLESS_MOVES = 3
@@ -33,7 +34,9 @@ class Sequence:
     `attempt` identifies the last Generate; what carries another one is stale. `wakeup` is shared by
     all sequences of one HTTP request. `output_ids` and `chars` are what has
     arrived, whether the client has read it or not; `pending` is what it has not. `block_hashes` are
-    those of the prompt, `session` what the client calls the conversation. `moves` counts the
+    those of the prompt, `session` what the client calls the conversation. It runs on behalf of
+    `party`, at its `place` among those that share the nodes; `siblings` says that the request has
+    other sequences with its prompt. `moves` counts the
     nodes that were lost under it, `fruitless_moves` those since its last token; `stranded_since` is
     when its node was last seen to be lost with no other to go to, `refused_since` when a node first
     had no room for it, both in time.monotonic(). Its request `arrived`, and the `last_token` came,
@@ -48,6 +51,9 @@ class Sequence:
     model: str = ""
     block_hashes: list[int] = field(default_factory=list)
     session: str | None = None
+    party: Party = field(default_factory=Party)
+    siblings: bool = False
+    place: Place | None = None
     node: str = ""
     attempt: str = ""
     detokenizer: str = ""
@@ -81,7 +87,24 @@ class Sequence:
         """End it with an error."""
         if not self.ended:
             self.error = error
+            self._leave_place()
             self.wakeup.set()
+
+    def finish(self, finish: Finish) -> None:
+        """End it as it should."""
+        self.finish_reason = self.pending.finish_reason = finish.reason
+        self.cached_tokens = finish.cached_tokens
+        self._leave_place()
+
+    def computed(self, tokens: int) -> None:
+        """Charge tokens to its party."""
+        if self.place is not None:
+            self.place.computed(tokens)
+
+    def _leave_place(self) -> None:
+        """Others may have it at once, not only when the whole request has ended."""
+        if self.place is not None:
+            self.place.leave()
 
     def may_move(self) -> bool:
         """Count one more node lost under it; False if so many are not lost by accident."""

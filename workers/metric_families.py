@@ -103,7 +103,7 @@ HIT_TOKENS = counter(
 )
 PREEMPTIONS = counter(
     "mlxfleet_preemptions_total",
-    "Sequences sent back to the queue because others needed their memory.",
+    "Sequences sent back to the queue because others needed their memory or shared their rows.",
     *NODE,
 )
 STEPS = counter("mlxfleet_worker_steps_total", "Passes of the worker.", *NODE)

@@ -79,7 +79,7 @@ def load_model(
         create_storage(model, layout, budget_bytes=0, cold_blocks=0),
         config,
         max_chunk_tokens=min(told.max_chunk_tokens, context),
-        max_running=told.max_running,
+        max_running=told.max_rows,
         vocab_size=logits.shape[-1],
         context_length=context,
     )
@@ -121,14 +121,14 @@ def load_model(
         layout,
         budget_bytes=plan.kv_bytes,
         cold_blocks=info.cold_blocks,
-        expected_rows=told.max_running,
+        expected_rows=told.max_rows,
     )
     if options.blas_threads is None:
         leave_a_core_to_others(storage)
     report.begin("measuring")
     passes = measure_passes(
         storage,
-        max_rows=told.max_running,
+        max_rows=told.max_rows,
         max_tokens=min(told.max_chunk_tokens, context - 1),
         on_pass=report.step,
     )

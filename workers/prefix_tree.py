@@ -75,6 +75,14 @@ class Lease:
 
 
 @dataclass(frozen=True)
+class Hold:
+    """Keeps the first `tokens` tokens of a prompt from being evicted, which end with `node`."""
+
+    node: Node
+    tokens: int
+
+
+@dataclass(frozen=True)
 class Write:
     """Blocks that get a sequence's tokens from position `start` on."""
 
@@ -171,6 +179,22 @@ class PrefixTree:
             worth = same >= LEAST_REUSED_TOKENS
             return Match(path, None, start, closest if worth else None)
         return Match(path, closest, start + same, None)
+
+    def hold(self, token_ids: Sequence[int]) -> Hold:
+        """Keep all whole blocks of these tokens that are stored now, until `let_go`."""
+        node, tokens = self.root, 0
+        for start in range(0, len(token_ids) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
+            child = node.children.get(tuple(token_ids[start : start + BLOCK_TOKENS]))
+            if child is None or child.pending:
+                break
+            node, tokens = child, start + BLOCK_TOKENS
+        node.refs += 1
+        return Hold(node, tokens)
+
+    def let_go(self, hold: Hold) -> None:
+        """Blocks that were held may be evicted again, as those that were used now."""
+        hold.node.refs -= 1
+        self._touch(hold.node)
 
     def begin(self, rid: str, match: Match, token_ids: Sequence[int]) -> Lease:
         """Hold a match, and claim the blocks for the rest of these tokens."""

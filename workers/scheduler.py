@@ -10,8 +10,10 @@ import itertools
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Many
 
 from mlxfleet.common.config import SchedulerOptions
+from mlxfleet.common.fair_queue import FairQueue
 from mlxfleet.common.messages import (
     Admit,
     Drop,
@@ -35,6 +37,7 @@ from mlxfleet.workers.kv_events import KvJournal
 from mlxfleet.workers.phases import Phases, untraced
 from mlxfleet.workers.prefix_tree import Lease, Match, PrefixTree, Write
 from mlxfleet.workers.sequence import Sequence, State
+from mlxfleet.workers.shared_prefixes import SharedPrefixes
 
 # One that runs, one that is launched, and one for the worker to launch before it can have an answer
 # to its report on the first.
@@ -46,6 +49,9 @@ TIMES_LEARNED = 5
 # A running sequence has memory for this many tokens more than it has; it asks for more when half
 # of that is used up, while the worker is a few tokens ahead of what the scheduler knows.
 TOKENS_AHEAD = 64
+# A row yields to those who have had less only after so many tokens: it has to begin again, from
+# what is stored, or where nothing is, from the first token.
+LEAST_PROGRESS = 64
 # With nothing decoding, a pass waits this share of its own time for prompts that come together with
 # the first, but not longer than that, and not at all where timers are too coarse for it.
 HELD_SHARE = 0.08
@@ -92,6 +98,8 @@ class Scheduler:
         self._admissions = itertools.count(1)
         self._sequences: dict[str, Sequence] = {}
         self._waiting: OrderedDict[str, Sequence] = OrderedDict()
+        self._fair: FairQueue[str] = FairQueue()
+        self._shared = SharedPrefixes()
         self._running: dict[str, Sequence] = {}
         self._finished: OrderedDict[str, None] = OrderedDict()
         self._commands: list[SchedulerToWorker] = []
@@ -193,6 +201,7 @@ class Scheduler:
         if self._model is not None and (why := too_long(sequence, self._model)):
             return rejection(message, "too_long", why)
         self._sequences[message.rid] = sequence
+        self._shared.join(sequence)
         if sequence.complete:
             self._keep_finished(sequence, Finish("length"))
             return None
@@ -202,6 +211,7 @@ class Scheduler:
         sequence.phases.enter("queue", sequence.queued_s)
         self._expect(sequence)
         self._waiting[message.rid] = sequence
+        self._fair.push(message.rid, message.party)
         return None
 
     def release(self, message: Release) -> None:
@@ -218,6 +228,8 @@ class Scheduler:
             self._finished.pop(sequence.rid, None)
         else:
             self._leave(sequence, "released")
+        self._fair.discard(sequence.rid)
+        self._shared.leave(sequence, self._tree)
 
     def find(self, rid: str, attempt: str) -> Sequence | None:
         """The sequence that a message is about, in any state; None if the message is stale."""
@@ -273,6 +285,7 @@ class Scheduler:
         """
         self._model = model
         self._tree = PrefixTree(model.cold_blocks, self.journal)
+        self._shared.forget_holds()
         self._learn_passes(model)
         self._commands.clear()
         self._passes_ahead.clear()
@@ -342,6 +355,7 @@ class Scheduler:
             if batch is None:
                 batch = columns[sequence.detokenizer] = Tokens([], [], [], [], {}, {})
             append(batch, sequence, token, finish, logprobs)
+            self._fair.charge(sequence.rid, 1)
             if sequence.prefill_began_s is not None:
                 now = self._now()
                 self._prefilled(now - sequence.prefill_began_s)
@@ -365,6 +379,8 @@ class Scheduler:
             self._preempt(sequence, computed=[])
             return
         self._leave(sequence, "not finite", computed=[])
+        self._fair.discard(sequence.rid)
+        self._shared.leave(sequence, self._tree)
         del self._sequences[sequence.rid]
         self._given_up.append(rejection(sequence, "not_finite", NOT_FINITE))
 
@@ -396,6 +412,7 @@ class Scheduler:
             if sequence is None:
                 continue
             sequence.prefill_done += tokens
+            self._fair.charge(sequence.rid, tokens)
             sequence.chunks += 1
             if sequence.lease is not None:
                 sequence.lease.computed = sequence.prefill_done
@@ -416,30 +433,81 @@ class Scheduler:
         return commands
 
     def _admit(self, model: ModelInfo) -> None:
-        """Move sequences from the queue to the worker, in order, while they fit. One that waits
-        for another's prefix lets later ones pass."""
-        for sequence in list(self._waiting.values()):
-            if len(self._running) >= self._options.max_running:
-                return
+        """Move sequences from the queue to the worker, in fair order, while they fit. One that
+        waits for another's prefix lets later ones pass."""
+        blocked: set[str] = set()
+        while (sequence := self._next(model, blocked)) is not None:
             alone = self._last_chance(sequence)
             if self._running and (alone or self._someone_runs_alone()):
                 return
-            tokens = min(sequence.tokens + TOKENS_AHEAD, sequence.worst_case_tokens)
-            kv_bytes = model.kv_bytes(tokens)
-            if self.kv_used_bytes + kv_bytes > model.kv_budget_bytes:
-                return
             match = self._match(sequence)
+            if match is not None and not self._fits(sequence, model):
+                if not self._make_room(sequence, model):
+                    return
+                # What was stored for those that yielded may have taken the place of its prefix.
+                match = self._match(sequence)
             if match is None:
+                blocked.add(sequence.rid)
                 continue
-            del self._waiting[sequence.rid]
-            sequence.row = f"{sequence.rid}#{next(self._admissions)}"
-            sequence.admissions += 1
-            self._running[sequence.row] = sequence
-            sequence.alone = alone
-            sequence.reserved_tokens = tokens
-            sequence.reserved_bytes = kv_bytes
-            self.kv_used_bytes += kv_bytes
-            self._commands.append(self._start(sequence, match))
+            self._run(sequence, model, match, alone=alone)
+
+    def _next(self, model: ModelInfo, blocked: set[str]) -> Sequence | None:
+        """Who is to be admitted: the next of the queue, if it fits, else one that has less than its
+        share, for which others may have to make room."""
+        rid = next((rid for rid in self._fair.in_order() if rid not in blocked), None)
+        if rid is None:
+            return None
+        if not self._fits(self._waiting[rid], model):
+            rid = self._fair.owed(self._places)
+        return None if rid is None or rid in blocked else self._waiting[rid]
+
+    @property
+    def _places(self) -> int:
+        """How many sequences can run at once: where memory is short, those that do."""
+        return min(self._options.max_running, len(self._running))
+
+    def _fits(self, sequence: Sequence, model: ModelInfo) -> bool:
+        """Whether there is a row and memory for a sequence that waits."""
+        if len(self._running) >= self._options.max_running:
+            return False
+        return self.kv_used_bytes + first_bytes(sequence, model) <= model.kv_budget_bytes
+
+    def _make_room(self, sequence: Sequence, model: ModelInfo) -> bool:
+        """Find a row and memory for a sequence that has less than its share; False if there are
+        none yet. The first of its request may have a guest row, if that is all it needs; otherwise
+        rows of those that have more than their share yield."""
+        yielding = self._fair.yielding(sequence.rid, self._places)
+        missing = self.kv_used_bytes + first_bytes(sequence, model) - model.kv_budget_bytes
+        full = len(self._running) >= self._options.max_running
+        guest = sequence.party.priority == "interactive" and self._fair.holds_none(sequence.rid)
+        if guest and yielding and missing <= 0 and len(self._running) < self._options.rows:
+            return True
+        victims = []
+        for victim in map(self._sequences.__getitem__, yielding):
+            if not full and missing <= 0:
+                break
+            if victim.progress(prefill_counts=model.cold_blocks > 0) >= LEAST_PROGRESS:
+                victims.append(victim)
+                full = False
+                missing -= victim.reserved_bytes
+        if full or missing > 0:
+            return False
+        for victim in victims:
+            self._preempt(victim)
+        return True
+
+    def _run(self, sequence: Sequence, model: ModelInfo, match: Match, *, alone: bool) -> None:
+        """Give a sequence a row."""
+        del self._waiting[sequence.rid]
+        self._fair.start(sequence.rid)
+        sequence.row = f"{sequence.rid}#{next(self._admissions)}"
+        sequence.admissions += 1
+        self._running[sequence.row] = sequence
+        sequence.alone = alone
+        sequence.reserved_tokens = first_tokens(sequence)
+        sequence.reserved_bytes = first_bytes(sequence, model)
+        self.kv_used_bytes += sequence.reserved_bytes
+        self._commands.append(self._start(sequence, match))
 
     def _match(self, sequence: Sequence) -> Match | None:
         """What of a sequence is in the cold store; None if it should wait for more."""
@@ -477,6 +545,7 @@ class Scheduler:
         token_ids = sequence.token_ids()
         lease = self._tree.begin(sequence.row, match, token_ids[:-1])
         sequence.lease = lease
+        self._shared.stored(sequence, self._tree)
         sequence.admitted_tokens = len(token_ids)
         sequence.prefill_sent = sequence.prefill_done = lease.cached_tokens
         # With all but the last token known there is nothing to prefill.
@@ -505,7 +574,8 @@ class Scheduler:
 
     def _grow(self, model: ModelInfo) -> None:
         """Reserve memory for what sequences will have generated soon. Where there is none, those
-        that came last make room; they go on later, from the cold store if it has them."""
+        that have more than their share make room, else those that came last; they go on later, from
+        the cold store if it has them."""
         needing = [s for s in self._running.values() if s.needs_memory(TOKENS_AHEAD // 2)]
         for sequence in sorted(needing, key=lambda s: s.arrival):
             tokens = min(sequence.tokens + TOKENS_AHEAD, sequence.worst_case_tokens)
@@ -514,11 +584,17 @@ class Scheduler:
                 sequence.row in self._running
                 and self.kv_used_bytes + more_bytes > model.kv_budget_bytes
             ):
-                self._preempt(max(self._running.values(), key=lambda s: s.arrival))
+                self._preempt(self._first_to_yield(sequence))
             if sequence.row in self._running:
                 sequence.reserved_tokens = tokens
                 sequence.reserved_bytes += more_bytes
                 self.kv_used_bytes += more_bytes
+
+    def _first_to_yield(self, sequence: Sequence) -> Sequence:
+        """Who makes room for a running sequence; it may be that itself."""
+        for rid in self._fair.yielding(sequence.rid, self._places):
+            return self._sequences[rid]
+        return max(self._running.values(), key=lambda s: self._fair.precedence(s.rid))
 
     def _preempt(self, sequence: Sequence, computed: list[int] | None = None) -> None:
         self.preemptions += 1
@@ -528,6 +604,7 @@ class Scheduler:
 
     def _wait_first(self, sequence: Sequence) -> None:
         sequence.to_waiting()
+        self._fair.put_back(sequence.rid)
         sequence.queued_s = self._now()
         sequence.phases.enter("queue", sequence.queued_s)
         self._expect(sequence)
@@ -546,13 +623,14 @@ class Scheduler:
             wanting = [s for s in self._running.values() if s.prefill_sent < s.prefill_tokens]
             if not wanting:
                 return
+            wanting.sort(key=lambda s: self._fair.order(s.rid))
             # Those that have all their prompt, and one that may get the rest of it with this pass.
             rows = len(self._running) - len(wanting)
             rows += rows > 0
             size = self._sizer.size(rows, wanting[0].prefill_sent)
             wanted = [s.prefill_tokens - s.prefill_sent for s in wanting]
             if rows == 0 and not self._passes_ahead and sum(wanted) < size:
-                self.held_s = self._still_held_s(wanting[0], sum(wanted))
+                self.held_s = self._still_held_s(wanting, sum(wanted))
                 if self.held_s > 0:
                     return
             shares = share_out(size, wanted)
@@ -565,18 +643,20 @@ class Scheduler:
             self._passes_ahead.append(len(prefill.rids))
             self._commands.append(prefill)
 
-    def _still_held_s(self, first: Sequence, tokens: int) -> float:
+    def _still_held_s(self, wanting: Many[Sequence], tokens: int) -> float:
         """Seconds that a pass with so many prompt tokens should still wait for more of them. Those
         that miss the pass of the first would be held to the inter-token budget of its stream."""
-        pass_s = self._sizer.cost.pass_s(0, tokens, first.prefill_sent)
+        pass_s = self._sizer.cost.pass_s(0, tokens, wanting[0].prefill_sent)
         held_s = min(HELD_SHARE * pass_s, MAX_HELD_S)
-        if held_s < MIN_HELD_S or first.prefill_began_s is None:
+        began = [s.prefill_began_s for s in wanting if s.prefill_began_s is not None]
+        if held_s < MIN_HELD_S or not began:
             return 0.0
-        return max(0.0, first.prefill_began_s + held_s - self._now())
+        return max(0.0, min(began) + held_s - self._now())
 
     def _finish(self, sequence: Sequence, finish: Finish) -> None:
         """Keep the tokens until the router has them all."""
         self._leave(sequence, finish.reason)
+        self._fair.discard(sequence.rid)
         ran_s = self.busy_s + self.idle_s - sequence.began_s
         share = NEWEST_SHARE if self.sequence_s else 1.0
         self.sequence_s += share * (ran_s - self.sequence_s)
@@ -588,7 +668,7 @@ class Scheduler:
         self._finished[sequence.rid] = None
         if len(self._finished) > MAX_FINISHED_KEPT:
             oldest, _ = self._finished.popitem(last=False)
-            del self._sequences[oldest]
+            self._shared.leave(self._sequences.pop(oldest), self._tree)
 
     def _leave(self, sequence: Sequence, why: str, computed: list[int] | None = None) -> None:
         """Out of the worker; what it has computed stays in the cold store, or the tokens `computed`
@@ -600,6 +680,7 @@ class Scheduler:
         self.kv_used_bytes -= sequence.reserved_bytes
         assert sequence.lease is not None
         write = self._tree.end(sequence.lease, computed)
+        self._shared.stored(sequence, self._tree)
         sequence.lease = None
         self._store(sequence.row, write)
         self._commands.append(Drop(sequence.row))
@@ -629,6 +710,16 @@ def append(
 def rejection(message: Generate | Resend | Sequence, code: RejectedCode, why: str) -> Rejected:
     """The refusal of an attempt."""
     return Rejected(message.rid, message.attempt, code, why)
+
+
+def first_tokens(sequence: Sequence) -> int:
+    """For how many tokens a sequence gets memory when it is admitted."""
+    return min(sequence.tokens + TOKENS_AHEAD, sequence.worst_case_tokens)
+
+
+def first_bytes(sequence: Sequence, model: ModelInfo) -> int:
+    """Bytes of memory that a sequence gets when it is admitted."""
+    return model.kv_bytes(first_tokens(sequence))
 
 
 def too_long(sequence: Sequence, model: ModelInfo) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-from mlxfleet.common.messages import Finish, Generate, Sampling, TokenLogprobs
+from mlxfleet.common.messages import Finish, Generate, Party, Sampling, TokenLogprobs
 from mlxfleet.workers.phases import Phases
 from mlxfleet.workers.prefix_tree import Lease, Node
 
@@ -22,7 +22,8 @@ class State(enum.Enum):
 @dataclass
 class Sequence:
     """Prompt, output so far, and progress. `attempt` identifies the Generate that it came with;
-    `row` is its name in the worker, a new one each time it is admitted. `logprobs` has one entry
+    `row` is its name in the worker, a new one each time it is admitted. It runs on behalf of
+    `party`; `siblings` says that others have its prompt. `logprobs` has one entry
     per token that this node generated itself, so it is aligned with the end of `output_ids`.
     `arrival` is the order in which sequences came; `waits_for` a block that another sequence is
     about to compute; `worker_deaths` counts the workers that died while it ran, `started` says that
@@ -38,6 +39,8 @@ class Sequence:
     prompt_ids: list[int]
     output_ids: list[int]
     sampling: Sampling
+    party: Party = field(default_factory=Party)
+    siblings: bool = False
     state: State = State.WAITING
     row: str = ""
     admissions: int = 0
@@ -74,6 +77,8 @@ class Sequence:
             prompt_ids=message.prompt_ids,
             output_ids=list(message.output_ids),
             sampling=message.sampling,
+            party=message.party,
+            siblings=message.siblings,
         )
 
     @property
@@ -96,6 +101,13 @@ class Sequence:
     def tokens(self) -> int:
         """Tokens so far."""
         return len(self.prompt_ids) + len(self.output_ids)
+
+    def progress(self, *, prefill_counts: bool) -> int:
+        """Tokens computed since it was admitted, with or without those of the prompt."""
+        decoded = self.tokens - self.admitted_tokens
+        if not prefill_counts or self.lease is None:
+            return decoded
+        return decoded + self.prefill_done - self.lease.cached_tokens
 
     def needs_memory(self, margin: int) -> bool:
         """Whether less than `margin` tokens of its reservation are left, and it may need them."""

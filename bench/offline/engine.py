@@ -37,7 +37,7 @@ class Engine:
             name="bare-loop",
             model_dir=self.model_dir,
             scheduler_address="",
-            max_running=self.scheduler.max_running,
+            max_rows=self.scheduler.max_running,
             max_chunk_tokens=self.scheduler.max_chunk_tokens,
             options=replace(self.worker, prefix_cache_gb=0.0),
         )

@@ -58,7 +58,11 @@ SHOWN: Fields = {
     "tokenized": fields("rid"),
     "taken_apart": fields("rid"),
     "tokenize_failed": fields("rid param code"),
-    "generate": fields("rid attempt detokenizer traceparent", sampling=SAMPLING),
+    "generate": fields(
+        "rid attempt detokenizer traceparent siblings",
+        sampling=SAMPLING,
+        party="client request weight priority",
+    ),
     "resend": fields("rid attempt detokenizer start"),
     "release": fields("rid attempt"),
     "send_kv_snapshot": fields(""),

@@ -99,7 +99,7 @@ PROCESSES: list[Any] = [
         name="worker-0",
         model_dir=Path("relative"),
         scheduler_address="ipc:///tmp/a",
-        max_running=32,
+        max_rows=34,
         max_chunk_tokens=512,
         options=WorkerOptions(memory_gb=1.5, max_context=100),
     ),

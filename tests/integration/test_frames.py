@@ -120,7 +120,7 @@ def orders_of(process: str, folder: str, model_dir: Path) -> tuple[object, str, 
                 name=process,
                 model_dir=model_dir,
                 scheduler_address=server,
-                max_running=4,
+                max_rows=4,
                 max_chunk_tokens=64,
                 options=WorkerOptions(),
             )

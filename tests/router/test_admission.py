@@ -17,17 +17,37 @@ from mlxfleet.common.errors import (
     RequestError,
     UnavailableError,
 )
-from mlxfleet.router.admission import Admission, Priority, Ticket
+from mlxfleet.common.messages import Priority
+from mlxfleet.router.admission import Admission, Ticket
+from mlxfleet.router.places import Capacity, Place
 
 
 class Desk:
     """An Admission whose capacity can be set, and a record of who started."""
 
-    def __init__(self, capacity: int | None = 1, **fields: Any) -> None:
+    def __init__(self, capacity: int | None = 1, most: int = 0, **fields: Any) -> None:
         self.capacity = capacity
+        self.most = most
         self.started: list[str] = []
+        self.places: dict[str, list[Place]] = {}
         limits = {"max_sequences": 100, "max_per_client": None, "max_wait_s": 60, "node_wait_s": 60}
-        self.admission = Admission(["m"], lambda _: self.capacity, **{**limits, **fields})
+        self.admission = Admission(["m"], self.now, **{**limits, **fields})
+
+    def now(self, model: str) -> Capacity | None:
+        """The capacity now."""
+        if self.capacity is None:
+            return None
+        return Capacity(self.capacity, max(self.capacity, self.most))
+
+    async def serve_wide(self, name: str, ticket: Ticket, gone: asyncio.Event) -> None:
+        """A request of several sequences, which start as they get places."""
+        held = self.places[name] = []
+        with self.admission.room_for(ticket):
+            async with self.admission.turn(ticket) as turn:
+                for _ in range(ticket.sequences):
+                    held.append(await turn.next())
+                    self.started.append(name)
+                await gone.wait()
 
     async def serve(self, name: str, ticket: Ticket, gone: asyncio.Event) -> None:
         """A request that runs until its event."""
@@ -60,7 +80,7 @@ async def settle() -> None:
 
 def test_what_waits_starts_by_priority_then_fairly_then_in_order() -> None:
     async def test() -> None:
-        desk = Desk(capacity=0)
+        desk = Desk(capacity=1)
         order = [
             ("b1", ticket("b", priority="batch")),
             ("a1", ticket("a")),
@@ -103,20 +123,89 @@ def test_the_end_of_one_is_the_turn_of_the_next() -> None:
     run(test())
 
 
-def test_a_request_larger_than_the_nodes_starts_alone() -> None:
+def test_a_wide_request_starts_with_what_there_is_and_goes_on_as_places_come() -> None:
     async def test() -> None:
-        desk = Desk(capacity=2)
-        gone = asyncio.Event()
-        small = asyncio.create_task(desk.serve("small", ticket(), asyncio.Event()))
+        desk, gone = Desk(capacity=2), asyncio.Event()
+        wide = asyncio.create_task(desk.serve_wide("wide", ticket(sequences=5), gone))
         await settle()
-        large = asyncio.create_task(desk.serve("large", ticket(sequences=5), gone))
+        assert desk.started == ["wide"] * 2
+        assert desk.admission.depth("interactive") == 3
+        desk.places["wide"][0].leave()
         await settle()
-        assert desk.started == ["small"]
-        small.cancel()
-        await settle()
-        assert desk.started == ["small", "large"]
+        assert desk.started == ["wide"] * 3
         gone.set()
-        await large
+        for number in range(1, 5):
+            desk.places["wide"][number].leave()
+            await settle()
+        await wide
+        assert desk.admission.sequences == 0
+
+    run(test())
+
+
+@pytest.mark.parametrize("client", ["a", "b"])
+@pytest.mark.parametrize("priority", ["interactive", "batch"])
+def test_one_that_holds_all_places_keeps_nobody_waiting(client: str, priority: Priority) -> None:
+    async def test() -> None:
+        desk, gone = Desk(capacity=4, most=8, max_wait_s=0.05), asyncio.Event()
+        of = ticket("a", sequences=20, priority=priority)
+        wide = asyncio.create_task(desk.serve_wide("wide", of, gone))
+        await settle()
+        assert desk.started == ["wide"] * 4
+        single = asyncio.create_task(desk.serve("single", ticket(client), gone))
+        await settle()
+        assert desk.started == ["wide"] * 4 + ["single"]
+        gone.set()
+        await single
+        wide.cancel()
+
+    run(test())
+
+
+def test_more_than_the_nodes_can_hold_is_not_given_out() -> None:
+    async def test() -> None:
+        desk, gone = Desk(capacity=4, most=5), asyncio.Event()
+        wide = asyncio.create_task(desk.serve_wide("wide", ticket(sequences=20), gone))
+        singles = [
+            asyncio.create_task(desk.serve(f"single{i}", ticket("b"), gone)) for i in range(3)
+        ]
+        await settle()
+        assert desk.started == ["wide"] * 4 + ["single0"]
+        desk.places["wide"][0].leave()
+        await settle()
+        assert desk.started[5:] == ["single1"]
+        for task in (wide, *singles):
+            task.cancel()
+
+    run(test())
+
+
+def test_the_rest_of_a_wide_request_waits_as_long_as_it_takes() -> None:
+    async def test() -> None:
+        desk, gone = Desk(capacity=1, max_wait_s=0.01, node_wait_s=0.01), asyncio.Event()
+        wide = asyncio.create_task(desk.serve_wide("wide", ticket(sequences=2), gone))
+        await settle()
+        with pytest.raises(OverloadedError):
+            await desk.serve("late", ticket(), asyncio.Event())
+        assert not wide.done()
+        desk.places["wide"][0].leave()
+        gone.set()
+        await asyncio.wait_for(wide, 1)
+
+    run(test())
+
+
+def test_the_rest_of_a_wide_request_fails_if_there_is_no_node_for_too_long() -> None:
+    async def test() -> None:
+        desk = Desk(capacity=1, node_wait_s=0.01)
+        of = ticket(sequences=2)
+        wide = asyncio.create_task(desk.serve_wide("wide", of, asyncio.Event()))
+        await settle()
+        desk.capacity = None
+        desk.places["wide"][0].leave()
+        with pytest.raises(UnavailableError):
+            await asyncio.wait_for(wide, 5)
+        assert desk.admission.sequences == 0
 
     run(test())
 
@@ -149,8 +238,8 @@ def test_the_limit_of_a_key_is_not_that_of_another() -> None:
 @pytest.mark.parametrize(
     ("capacity", "limits", "deadline_s", "error"),
     [
-        (0, {"max_wait_s": 0.01}, None, OverloadedError),
-        (0, {}, 0.01, DeadlineError),
+        (1, {"max_wait_s": 0.01}, None, OverloadedError),
+        (1, {}, 0.01, DeadlineError),
         (None, {"node_wait_s": 0.01}, None, UnavailableError),
     ],
 )
@@ -197,8 +286,13 @@ def test_no_count_leaks_whenever_requests_give_up() -> None:
         with suppress(RequestError, TimeoutError):
             async with asyncio.timeout(rng.random() * 0.02):
                 with desk.admission.room_for(wanted):
-                    async with desk.admission.turn(wanted):
-                        await asyncio.sleep(rng.random() * 0.02)
+                    async with desk.admission.turn(wanted) as turn:
+                        for _ in range(wanted.sequences):
+                            place = await turn.next()
+                            place.computed(rng.randint(0, 50))
+                            await asyncio.sleep(rng.random() * 0.01)
+                            if rng.random() < 0.5:
+                                place.leave()
 
     async def test() -> None:
         rng = random.Random(1)

@@ -13,6 +13,7 @@ from mlxfleet.common.messages import (
     Drop,
     Generate,
     ModelInfo,
+    Party,
     Prefill,
     Sampling,
     SchedulerToWorker,
@@ -128,7 +129,15 @@ class Node:
         self.first_s: dict[str, float] = {}
         self.done_s: dict[str, float] = {}
 
-    def submit(self, rid: str, prompt: list[int], max_tokens: int) -> None:
+    def submit(
+        self,
+        rid: str,
+        prompt: list[int],
+        max_tokens: int,
+        *,
+        party: Party | None = None,
+        siblings: bool = False,
+    ) -> None:
         self.tokens[rid] = []
         rejected = self.scheduler.submit(
             Generate(
@@ -138,6 +147,8 @@ class Node:
                 prompt_ids=prompt,
                 output_ids=[],
                 sampling=Sampling(seed=1, max_tokens=max_tokens),
+                party=party or Party(),
+                siblings=siblings,
             )
         )
         assert rejected is None

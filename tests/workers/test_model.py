@@ -68,7 +68,7 @@ def told(folder: Path, **options: Any) -> WorkerProcess:
         name="worker",
         model_dir=folder,
         scheduler_address="",
-        max_running=4,
+        max_rows=4,
         max_chunk_tokens=64,
         options=WorkerOptions(**{"memory_gb": 1.0, **options}),
     )
