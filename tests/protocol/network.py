@@ -166,7 +166,7 @@ class FakeChannel(Generic[In, Out]):
         """Everything is given to `attach`."""
         return iter(())
 
-    def close(self) -> None:
+    def close(self, linger_s: float = 0.0) -> None:
         """What was on its way down is lost; what a client had sent may still arrive."""
         self.closed = True
         if self._network.servers.get(self.address) is self:

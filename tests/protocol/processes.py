@@ -26,7 +26,7 @@ from mlxfleet.workers.sim_faults import Faults
 from mlxfleet.workers.sim_nodes_main import SharedWorker
 from mlxfleet.workers.sim_times import SimTimes
 from mlxfleet.workers.sim_tokens import Vocabulary, sequence_key
-from mlxfleet.workers.worker_loop import Worker
+from mlxfleet.workers.worker_loop import SchedulerLink, Worker
 from tests.detokenizer_proc.tokenizers_for_tests import byte_level
 from tests.protocol.virtual_time import Clock
 from tests.workers.sim_driver import EOS, OPTIONS, VOCAB_SIZE, model_of
@@ -118,7 +118,8 @@ class Node:
         model = model_of(OPTIONS)
         engine = SimEngine(model, SimTimes.of(OPTIONS), Faults(None, self.name), clock=self.clock)
         context: Any = None
-        self.worker = SharedWorker(Worker(engine, model, context, self._worker_address))
+        link = SchedulerLink(context, self._worker_address)
+        self.worker = SharedWorker(Worker(engine, model, link))
 
     async def close_scheduler(self) -> None:
         """The scheduler dies."""

@@ -32,11 +32,15 @@ def posts() -> set[str]:
             "can_generate",
             "metrics_of_nodes",
             "tracer",
+            "loading",
+            "ping_s",
+            "bodies",
+            "connections",
         ),
         MagicMock(),
     )
     admin = Admin(MagicMock(), MagicMock(), MagicMock(), MagicMock())
-    app = Api(keys=Keys(), admin=admin, web_gate=gate, **parts).application(1)
+    app = Api(keys=Keys(), admin=admin, web_gate=gate, **parts).application()
     found: list[web.AbstractRoute] = list(app.router.routes())
     assert {route.method for route in found} == {"GET", "HEAD", "POST"}
     return {

@@ -102,7 +102,7 @@ def test_what_is_computed_is_charged() -> None:
         other = [Place(line, Party(client="b", request="r", priority="batch")) for _ in range(2)]
         line.join(other)
         more = given(line, 2)
-        await bench.dispatcher.start([sequence("a", list(range(500)), wide[0])])
+        await bench.dispatcher.start([sequence("a", list(range(140)), wide[0])])
         wide[1].leave()
         assert other[0].given.done()
         wide[0].leave()
