@@ -131,6 +131,10 @@ class FarFleet:
     url: str
     nodes: list[FarNode]
     router_pid: int
+    node_address: str
+    """Where nodes join."""
+    keys: Path
+    """Folder of the keys that let them in."""
 
 
 def named_child(parent_pid: int, name: str) -> psutil.Process:
@@ -179,7 +183,7 @@ async def far_fleet(
         spec = ServerSpec("router", [script, "router", *listen, *far, *common, *router_flags], url)
         log = folder / "router.log"
         server = await closing.enter_async_context(serving(spec, log, ask=lambda: ask(url)))
-        yield FarFleet(url, started, server.pid)
+        yield FarFleet(url, started, server.pid, f"tcp://{HOST}:{node_port}", keys)
 
 
 def free_port_pair() -> int:

@@ -15,8 +15,9 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 import zmq
@@ -28,6 +29,8 @@ from mlxfleet.common.tap import recorder
 log = logging.getLogger(__name__)
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
+# From there on a frame is not even read: libzmq closes the connection.
+CUT_OFF = 4
 HIGH_WATER_MARK = 20_000
 MESSAGES_PER_TURN = 256
 RECONNECT_MS = 50
@@ -52,11 +55,40 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 
+OnMalformed = Callable[[bytes, str, bytes], None]
+"""Takes the sender's identity, what is wrong, and the frame."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much a channel takes in: frames of so many bytes, so many messages of one peer that wait
+    to be read, further ones staying with the peer. With `origins` it notes where each message came
+    from."""
+
+    frame_bytes: int = MAX_FRAME_BYTES
+    messages: int = HIGH_WATER_MARK
+    origins: bool = False
+
+    @property
+    def cut_off_bytes(self) -> int:
+        """The size at which a connection is closed."""
+        return CUT_OFF * self.frame_bytes
+
+
+class Origin(NamedTuple):
+    """Where a message came from: the peer's IP address, and the name of the key it has proved to
+    hold; "" for what is not known, as over ipc."""
+
+    address: str = ""
+    key: str = ""
+
+
 class Channel(Generic[In, Out]):
     """One socket. `In` is the union that it receives, `Out` the one that it sends.
 
-    `dropped_frames` counts frames that were not a message of `In`, and `unsent` messages for
-    peers that are gone or do not read.
+    `dropped_frames` counts frames that were not a message of `In`, of which `on_malformed` hears,
+    and `unsent` messages for peers that are gone or do not read. `origin` is that of the message or
+    malformed frame that is being handled.
     """
 
     def __init__(
@@ -70,11 +102,18 @@ class Channel(Generic[In, Out]):
         identity: str | None = None,
         security: Security = None,
         immediate: bool = False,
+        limits: Limits = Limits(),
+        on_malformed: OnMalformed | None = None,
     ) -> None:
         self.socket: zmq.Socket[bytes] = context.socket(kind)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
-        self.socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
+        self.socket.setsockopt(zmq.RCVHWM, limits.messages)
+        self.socket.setsockopt(zmq.MAXMSGSIZE, limits.cut_off_bytes)
+        self._max_bytes = limits.frame_bytes
+        self._on_malformed = on_malformed
+        self._knows_origins = limits.origins
+        self.origin = Origin()
         self.socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         address = bind or connect or ""
         if address.startswith("tcp://"):
@@ -160,7 +199,7 @@ class Channel(Generic[In, Out]):
             if not events & READABLE:
                 return
             try:
-                parts = self.socket.recv_multipart(zmq.NOBLOCK)
+                parts = self._read()
             except zmq.Again:
                 return
             message = self._decode(parts)
@@ -192,8 +231,16 @@ class Channel(Generic[In, Out]):
             monitor.close()
         self.socket.close(linger=int(1000 * linger_s))
 
+    def _read(self) -> list[bytes]:
+        """One message's frames; zmq.Again if there is none."""
+        if not self._knows_origins:
+            return self.socket.recv_multipart(zmq.NOBLOCK)
+        frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        self.origin = Origin(detail(frames[-1], "Peer-Address"), detail(frames[-1], "User-Id"))
+        return [frame.bytes for frame in frames]
+
     def _decode(self, parts: list[bytes]) -> In | None:
-        if len(parts) != self._parts or len(parts[-1]) > MAX_FRAME_BYTES:
+        if len(parts) != self._parts or len(parts[-1]) > self._max_bytes:
             self._drop(f"{len(parts)} parts, {len(parts[-1])} bytes", parts)
             return None
         try:
@@ -209,7 +256,10 @@ class Channel(Generic[In, Out]):
         self.dropped_frames += 1
         sender = parts[0] if self._parts == 2 else b""
         self._record(time.time(), "malformed", self._link, sender, parts[-1])
-        log.warning("dropped a malformed frame: %s", why)
+        if self._on_malformed is not None:
+            self._on_malformed(sender, why, parts[-1])
+        else:
+            log.warning("dropped a malformed frame: %s", why)
 
     def _schedule_turn(self) -> None:
         if self._loop is not None and not self._turn_scheduled:
@@ -227,6 +277,14 @@ class Channel(Generic[In, Out]):
             self._schedule_turn()
 
 
+def detail(frame: zmq.Frame, name: str) -> str:
+    """What libzmq knows of a frame's connection, "" if it does not know that."""
+    try:
+        return str(frame.get(name))
+    except zmq.ZMQError:
+        return ""
+
+
 def link_name(address: str) -> str:
     """What a link is called in records: its socket's name, or host and port."""
     scheme, _, place = address.partition("://")
@@ -241,10 +299,24 @@ def remove_stale_socket(address: str) -> None:
 
 
 def server(
-    context: zmq.Context[Any], receives: Any, bind: str, security: Security = None
+    context: zmq.Context[Any],
+    receives: Any,
+    bind: str,
+    security: Security = None,
+    *,
+    limits: Limits = Limits(),
+    on_malformed: OnMalformed | None = None,
 ) -> Channel[Any, Any]:
     """A channel that many clients connect to."""
-    return Channel(context, zmq.ROUTER, receives, bind=bind, security=security)
+    return Channel(
+        context,
+        zmq.ROUTER,
+        receives,
+        bind=bind,
+        security=security,
+        limits=limits,
+        on_malformed=on_malformed,
+    )
 
 
 def client(

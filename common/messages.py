@@ -20,6 +20,29 @@ from typing import Annotated, Literal, get_args
 from msgspec import Meta, Struct
 
 from mlxfleet.common.kv_sizes import capacity_for
+from mlxfleet.common.limits import (
+    MAX_ALTERNATIVES,
+    MAX_ENTRIES,
+    MAX_ENTRY_TOKENS,
+    Attempt,
+    BlockHash,
+    Context,
+    Count,
+    Hashes,
+    Level,
+    ModelName,
+    PerSecond,
+    Queued,
+    Reading,
+    Reason,
+    Rid,
+    Rows,
+    Seconds,
+    Slowdown,
+    TokenId,
+    Vocabulary,
+    Word,
+)
 from mlxfleet.common.tally import Tally
 
 PROTOCOL_VERSION = 4
@@ -32,10 +55,6 @@ WorkerState = Literal["loading", "ready", "hung", "dead"]
 LoadStage = Literal["starting", "reading", "quantizing", "testing", "measuring"]
 Priority = Literal["interactive", "batch"]
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
-Count = Annotated[int, Meta(ge=0)]
-Attempt = Annotated[str, Meta(min_length=1, max_length=32)]
-# 64 bits; msgspec takes no limit that large.
-BlockHash = Annotated[int, Meta(ge=0)]
 
 
 def check_columns(first: Sized, *others: Sized) -> None:
@@ -72,23 +91,23 @@ class TokenLogprobs(Struct, frozen=True):
     """Natural log-probabilities at one position, from the model's own distribution."""
 
     logprob: float
-    top_ids: list[int]
-    top_logprobs: list[float]
+    top_ids: Annotated[list[int], Meta(max_length=MAX_ALTERNATIVES)]
+    top_logprobs: Annotated[list[float], Meta(max_length=MAX_ALTERNATIVES)]
 
 
 class Finish(Struct, frozen=True):
     """Why a sequence ended, and how many of its prompt tokens came out of a cache."""
 
     reason: FinishReason
-    cached_tokens: int = 0
+    cached_tokens: Count = 0
 
 
 class PassTime(Struct, frozen=True, array_like=True):
     """How long a pass of so many decoding rows and tokens of a fresh prompt takes."""
 
-    rows: int
-    tokens: int
-    seconds: float
+    rows: Count
+    tokens: Count
+    seconds: Seconds
 
 
 class ModelInfo(Struct, frozen=True, kw_only=True):
@@ -98,17 +117,17 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     size of the cold store, 0 if prefixes cannot be reused; `passes` were measured at load.
     """
 
-    vocab_size: int
-    context_length: int
-    eos_ids: list[int]
-    kv_budget_bytes: int
-    fixed_bytes: int
-    bytes_per_token: int
-    windowed: list[tuple[int, int]]
-    weights_bytes: int
+    vocab_size: Vocabulary
+    context_length: Context
+    eos_ids: Annotated[list[TokenId], Meta(max_length=1024)]
+    kv_budget_bytes: Count
+    fixed_bytes: Count
+    bytes_per_token: Count
+    windowed: Annotated[list[tuple[Count, Count]], Meta(max_length=4096)]
+    weights_bytes: Count
     in_slabs: bool = False
-    cold_blocks: int = 0
-    passes: list[PassTime] = []
+    cold_blocks: Count = 0
+    passes: Annotated[list[PassTime], Meta(max_length=64)] = []
 
     def kv_bytes(self, tokens: int) -> int:
         """Bytes of KV cache that `tokens` positions of one sequence occupy."""
@@ -129,7 +148,7 @@ class LoadProgress(Struct, frozen=True, kw_only=True):
     done: Count = 0
     loaded_bytes: Count = 0
     total_bytes: Count = 0
-    remaining_s: float | None = None
+    remaining_s: Seconds | None = None
     context_length: Count = 0
 
 
@@ -255,23 +274,23 @@ class Telemetry(Struct, frozen=True, omit_defaults=True, kw_only=True):
     `failures` counts by sensor how often it could not be read. `source` says what was asked.
     """
 
-    source: str = ""
-    cpu_temperature_c: float | None = None
-    gpu_temperature_c: float | None = None
-    cpu_power_w: float | None = None
-    gpu_power_w: float | None = None
-    total_power_w: float | None = None
-    cpu_frequency_hz: float | None = None
-    gpu_frequency_hz: float | None = None
-    cpu_utilization: float | None = None
-    gpu_utilization: float | None = None
-    memory_pressure: int | None = None
-    memory_total_bytes: int | None = None
-    memory_used_bytes: int | None = None
-    wired_bytes: int | None = None
-    swap_used_bytes: int | None = None
-    thermal_state: int | None = None
-    failures: dict[str, int] = {}
+    source: Word = ""
+    cpu_temperature_c: Reading | None = None
+    gpu_temperature_c: Reading | None = None
+    cpu_power_w: Reading | None = None
+    gpu_power_w: Reading | None = None
+    total_power_w: Reading | None = None
+    cpu_frequency_hz: Reading | None = None
+    gpu_frequency_hz: Reading | None = None
+    cpu_utilization: Reading | None = None
+    gpu_utilization: Reading | None = None
+    memory_pressure: Level | None = None
+    memory_total_bytes: Count | None = None
+    memory_used_bytes: Count | None = None
+    wired_bytes: Count | None = None
+    swap_used_bytes: Count | None = None
+    thermal_state: Level | None = None
+    failures: Annotated[dict[Word, Count], Meta(max_length=64)] = {}
 
     @property
     def temperature_c(self) -> float | None:
@@ -351,12 +370,12 @@ class NodeInfo(Struct, frozen=True, kw_only=True):
     of its vocabulary files; `instance` tells two runs under one name apart, but not the restart of
     a process of one run."""
 
-    instance: str = ""
-    model: str = ""
-    tokenizer_hash: str = ""
-    host: str = ""
-    chip: str = ""
-    memory_bytes: int = 0
+    instance: Word = ""
+    model: ModelName = ""
+    tokenizer_hash: Word = ""
+    host: Word = ""
+    chip: Word = ""
+    memory_bytes: Count = 0
 
 
 class NodeStatus(Struct, tag="node_status", frozen=True, kw_only=True):
@@ -374,42 +393,42 @@ class NodeStatus(Struct, tag="node_status", frozen=True, kw_only=True):
     `metrics_address` is HOST:PORT of the node's own /metrics, `loading` how far a worker is that
     loads."""
 
-    name: str
-    incarnation: str
+    name: Word
+    incarnation: Word
     version: int = PROTOCOL_VERSION
     model: ModelInfo | None
     worker: WorkerState
-    running: int
-    queued: int
-    max_running: int
-    max_queue: int
-    kv_used_bytes: int
-    steps: int
-    busy_s: float
-    idle_s: float
-    preemptions: int
-    generated_tokens: int
-    prefilled_tokens: int
-    cached_tokens: int
-    cold_blocks_used: int
-    worker_restarts: int
-    dropped_frames: int
-    worker_dropped_frames: int
-    worker_memory_bytes: int
-    rss_bytes: int = 0
+    running: Rows
+    queued: Queued
+    max_running: Rows
+    max_queue: Queued
+    kv_used_bytes: Count
+    steps: Count
+    busy_s: Seconds
+    idle_s: Seconds
+    preemptions: Count
+    generated_tokens: Count
+    prefilled_tokens: Count
+    cached_tokens: Count
+    cold_blocks_used: Count
+    worker_restarts: Count
+    dropped_frames: Count
+    worker_dropped_frames: Count
+    worker_memory_bytes: Count
+    rss_bytes: Count = 0
     received: Count = 0
     queued_prefill_tokens: Count = 0
     running_prefill_tokens: Count = 0
-    prefill_tokens_per_s: float = 0.0
-    decode_step_s: float = 0.0
-    decode_row_s: float = 0.0
-    sequence_s: float = 0.0
-    cold_age_s: float = 0.0
+    prefill_tokens_per_s: PerSecond = 0.0
+    decode_step_s: Seconds = 0.0
+    decode_row_s: Seconds = 0.0
+    sequence_s: Seconds = 0.0
+    cold_age_s: Seconds = 0.0
     kv_sequence: Count = 0
     info: NodeInfo = NodeInfo()
-    slowdown: float = 1.0
+    slowdown: Slowdown = 1.0
     telemetry: Telemetry | None = None
-    metrics_address: str = ""
+    metrics_address: Word = ""
     loading: LoadProgress | None = None
 
     @property
@@ -424,8 +443,8 @@ class KvEvents(Struct, tag="kv_events", frozen=True, kw_only=True):
 
     sequence: Count
     cleared: bool
-    removed: list[BlockHash]
-    stored: list[BlockHash]
+    removed: Hashes
+    stored: Hashes
 
 
 class KvSnapshot(Struct, tag="kv_snapshot", frozen=True, kw_only=True):
@@ -434,17 +453,17 @@ class KvSnapshot(Struct, tag="kv_snapshot", frozen=True, kw_only=True):
     sequence: Count
     first: bool
     last: bool
-    stored: list[BlockHash]
+    stored: Hashes
 
 
 class Rejected(Struct, tag="rejected", frozen=True):
     """The node does not take the request, or gives it up; its only and last message for it.
     `failed` is the node's fault, `not_finite` the model's: it has no next token."""
 
-    rid: str
+    rid: Rid
     attempt: Attempt
     code: RejectedCode
-    message: str
+    message: Reason
 
 
 NodeToRouter = NodeStatus | KvEvents | KvSnapshot | Rejected | Leaving
@@ -455,12 +474,15 @@ NodeToRouter = NodeStatus | KvEvents | KvSnapshot | Rejected | Leaving
 
 class Tokens(Struct, tag="tokens", frozen=True):
     """New tokens of one step. Entry i: tokens `ids[i]` of `rids[i]`, made by `attempts[i]`, the
-    first of them at position `starts[i]` of the output. `logprobs[i]` has one entry per token."""
+    first of them at position `starts[i]` of the output. `logprobs[i]` has one entry per token.
 
-    rids: list[str]
+    What an entry's tokens may be is known to its stream, which checks them.
+    """
+
+    rids: Annotated[list[Rid], Meta(max_length=MAX_ENTRIES)]
     attempts: list[Attempt]
     starts: list[Count]
-    ids: list[list[int]]
+    ids: list[Annotated[list[int], Meta(max_length=MAX_ENTRY_TOKENS)]]
     finish: dict[int, Finish]
     logprobs: dict[int, list[TokenLogprobs]]
 
@@ -469,6 +491,13 @@ class Tokens(Struct, tag="tokens", frozen=True):
         check_positions(self.rids, self.finish, self.logprobs)
         if any(len(entries) != len(self.ids[i]) for i, entries in self.logprobs.items()):
             raise ValueError("not one log-probability per token")
+
+
+class TokensOf(Struct):
+    """All that is read of a message of Tokens that is malformed: whose it says that it is."""
+
+    rids: Annotated[list[Rid], Meta(max_length=MAX_ENTRIES)]
+    attempts: Annotated[list[Attempt], Meta(max_length=MAX_ENTRIES)]
 
 
 NodeToDetokenizer = Tokens
@@ -480,7 +509,8 @@ NodeToDetokenizer = Tokens
 class OpenStream(Struct, tag="open_stream", frozen=True, omit_defaults=True, kw_only=True):
     """Start, or rebuild, the stream of an attempt, in the place of an earlier one. `prompt_tail` is
     the end of the prompt, for correct spacing; `output_ids` the tokens that the router has;
-    `sent_chars` how much text it has of them."""
+    `sent_chars` how much text it has of them. A node may send ids below `vocab_size` and
+    `max_tokens` tokens in all."""
 
     rid: str
     attempt: Attempt
@@ -488,6 +518,8 @@ class OpenStream(Struct, tag="open_stream", frozen=True, omit_defaults=True, kw_
     output_ids: list[int]
     sent_chars: Count
     stop: list[str]
+    max_tokens: Count
+    vocab_size: Count
     traceparent: str = ""
 
 
@@ -544,7 +576,17 @@ class StreamLost(Struct, tag="stream_lost", frozen=True):
     attempt: Attempt
 
 
-DetokenizerToRouter = Hello | Text | StreamLost
+class StreamBroken(Struct, tag="stream_broken", frozen=True):
+    """An attempt sent what no node may send; nothing more is taken from it. Log-probabilities that
+    are not numbers are `sick`, not malicious: a model can have produced them."""
+
+    rid: Rid
+    attempt: Attempt
+    why: Reason
+    sick: bool = False
+
+
+DetokenizerToRouter = Hello | Text | StreamLost | StreamBroken
 
 
 # --- scheduler <-> worker ---------------------------------------------------------------------

@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import OrderedDict
 
+import msgspec
 import zmq
 
 from mlxfleet.common import channels
+from mlxfleet.common.buckets import Bucket
 from mlxfleet.common.client_service import ClientService
 from mlxfleet.common.config import DetokenizerProcess
 from mlxfleet.common.curve import Gatekeeper
+from mlxfleet.common.limits import reason
 from mlxfleet.common.messages import (
     CloseStream,
     NodeToDetokenizer,
     OpenStream,
     RouterToDetokenizer,
+    StreamBroken,
     StreamLost,
     Text,
     Tokens,
+    TokensOf,
 )
 from mlxfleet.common.process import run_service
 from mlxfleet.common.tally import Tally
 from mlxfleet.common.tokenizer_files import load_fast_tokenizer
 from mlxfleet.common.tracing import make_tracer
+from mlxfleet.detokenizer_proc.entry_check import BrokenError
+from mlxfleet.detokenizer_proc.losses import Losses
 from mlxfleet.detokenizer_proc.stream import GapError, Stream
 from mlxfleet.detokenizer_proc.vocabulary import Vocabulary
 
 MAX_STREAMS = 65536
-MAX_REMEMBERED = 4096
+# A step of 1,024 rows, or 1,024 tokens of one, with 20 alternatives each has less than 1 MB.
+LINK = channels.Limits(frame_bytes=4 * 1024 * 1024, messages=128)
+# Logs about what nobody here can hold against a node.
+STRANGERS_PER_S = 0.2
+
+log = logging.getLogger(__name__)
 
 
 class DetokenizerService(ClientService):
@@ -40,8 +53,8 @@ class DetokenizerService(ClientService):
         self._gatekeeper: Gatekeeper | None = None
         self._steps = Tally()
         self._streams: OrderedDict[str, Stream] = OrderedDict()
-        # By rid and attempt, with whether the last tokens have come since.
-        self._closed_or_lost: OrderedDict[tuple[str, str], bool] = OrderedDict()
+        self._losses = Losses(lambda rid, attempt: self._send(StreamLost(rid, attempt)))
+        self._strangers = Bucket(STRANGERS_PER_S, 5)
 
     async def startup(self) -> None:
         """Load the tokenizer, listen for tokens, then connect to the router."""
@@ -58,6 +71,8 @@ class DetokenizerService(ClientService):
             NodeToDetokenizer,
             bind=told.token_address,
             security=told.security,
+            limits=LINK,
+            on_malformed=self._on_malformed,
         )
         self._tokens.attach(lambda _, message: self._on_tokens(message))
         self.connect(
@@ -83,18 +98,18 @@ class DetokenizerService(ClientService):
         """Open or close a stream."""
         match message:
             case OpenStream():
-                missed_end = self._closed_or_lost.pop((message.rid, message.attempt), False)
+                missed_end = self._losses.opened(message.rid, message.attempt)
                 self._replace(message)
                 if len(self._streams) > MAX_STREAMS:
                     self._close(next(iter(self._streams)), "too many streams")
                 if missed_end:
                     # Sent again by the node, they were faster than this; no gap would show it.
-                    self._report_lost(message.rid, message.attempt, last=False)
+                    self._losses.lost(message.rid, message.attempt, last=False, open_here=True)
             case CloseStream():
                 stream = self._streams.get(message.rid)
                 if stream is not None and stream.attempt == message.attempt:
                     self._close(message.rid, "closed")
-                self._remember(message.rid, message.attempt)
+                self._losses.closed(message.rid, message.attempt)
 
     def steps(self) -> Tally:
         """From a node's message to the text for the router."""
@@ -106,25 +121,59 @@ class DetokenizerService(ClientService):
         for position, (rid, attempt) in enumerate(zip(tokens.rids, tokens.attempts, strict=True)):
             stream = self._streams.get(rid)
             if stream is None or stream.attempt != attempt:
-                self._report_lost(rid, attempt, last=position in tokens.finish)
+                last = position in tokens.finish
+                self._losses.lost(rid, attempt, last=last, open_here=False)
             else:
-                self._push(stream, tokens, position, text)
+                self._push_safely(stream, tokens, position, text)
         if text.rids:
             self.router.send(text)
         self._steps.observe(time.perf_counter() - began)
 
+    def _push_safely(self, stream: Stream, tokens: Tokens, position: int, text: Text) -> None:
+        """Take in one entry. One that cannot be is its node's fault, and nobody else's."""
+        try:
+            self._push(stream, tokens, position, text)
+        except GapError:
+            last = position in tokens.finish
+            self._losses.lost(stream.rid, stream.attempt, last=last, open_here=True)
+        except BrokenError as error:
+            self._break(stream, error.why, sick=error.sick)
+        except Exception as error:
+            log.exception("could not take in tokens of %s", stream.rid)
+            self._break(stream, f"tokens cannot be decoded: {error!r}", sick=True)
+
+    def _break(self, stream: Stream, why: str, *, sick: bool = False) -> None:
+        """Tell the router what an attempt did, and take nothing more of it."""
+        self._close(stream.rid, "broken")
+        self._losses.closed(stream.rid, stream.attempt)
+        self._send(StreamBroken(stream.rid, stream.attempt, reason(why), sick))
+
+    def _on_malformed(self, _: bytes, why: str, frame: bytes) -> None:
+        """Only who has a stream's attempt can have made a message about it, malformed or not."""
+        try:
+            named = msgspec.msgpack.decode(frame, type=TokensOf)
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+            named = TokensOf([], [])
+        broken = 0
+        for rid, attempt in zip(named.rids, named.attempts, strict=False):
+            stream = self._streams.get(rid)
+            if stream is not None and stream.attempt == attempt:
+                self._break(stream, f"a malformed message of tokens: {why}")
+                broken += 1
+        if not broken and self._strangers.take():
+            log.warning("dropped a malformed frame of an unknown node: %s", reason(why))
+
+    def _send(self, message: StreamLost | StreamBroken) -> None:
+        self.router.send(message)
+
     def _push(self, stream: Stream, tokens: Tokens, position: int, text: Text) -> None:
         """Decode one entry of a step and append what it gave to the router's message."""
-        try:
-            piece = stream.push(
-                tokens.starts[position],
-                tokens.ids[position],
-                tokens.finish.get(position),
-                tokens.logprobs.get(position, []),
-            )
-        except GapError:
-            self._report_lost(stream.rid, stream.attempt, last=position in tokens.finish)
-            return
+        piece = stream.push(
+            tokens.starts[position],
+            tokens.ids[position],
+            tokens.finish.get(position),
+            tokens.logprobs.get(position, []),
+        )
         if piece is None:
             return
         row = len(text.rids)
@@ -146,7 +195,7 @@ class DetokenizerService(ClientService):
         known = self._streams.get(opening.rid)
         if known is not None and known.attempt != opening.attempt:
             # Its node may still send tokens, of which the router need not hear.
-            self._remember(known.rid, known.attempt)
+            self._losses.closed(known.rid, known.attempt)
         self._close(opening.rid, "opened again")
         self._streams[opening.rid] = Stream(self._vocabulary, opening)
 
@@ -170,22 +219,6 @@ class DetokenizerService(ClientService):
                 "mlxfleet.output_tokens": stream.tokens,
             },
         )
-
-    def _report_lost(self, rid: str, attempt: str, *, last: bool) -> None:
-        """Ask the router, once, to open a stream again that has a gap or is unknown here; `last` if
-        its last tokens are among those that cannot be used. Tokens of an attempt that is unknown
-        here are stale, which the router then sees, or have outrun their OpenStream."""
-        key = rid, attempt
-        if key not in self._closed_or_lost:
-            self._remember(rid, attempt)
-            self.router.send(StreamLost(rid, attempt))
-        elif last:
-            self._closed_or_lost[key] = True
-
-    def _remember(self, rid: str, attempt: str) -> None:
-        self._closed_or_lost[rid, attempt] = False
-        if len(self._closed_or_lost) > MAX_REMEMBERED:
-            self._closed_or_lost.popitem(last=False)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from mlxfleet.common.messages import Finish, OpenStream, TokenLogprobs, TokenTextLogprobs
+from mlxfleet.detokenizer_proc.entry_check import check_entry
 from mlxfleet.detokenizer_proc.incremental import make_decoder
 from mlxfleet.detokenizer_proc.stop import StopMatcher
 from mlxfleet.detokenizer_proc.token_text import describe
@@ -41,6 +42,8 @@ class Stream:
         self.attempt = opening.attempt
         self.traceparent = opening.traceparent
         self.opened_s = time.monotonic()
+        self._max_tokens = opening.max_tokens
+        self._vocab_size = opening.vocab_size
         self._vocabulary = vocabulary
         self._decoder = make_decoder(vocabulary, opening.prompt_tail)
         self._stop = StopMatcher(opening.stop)
@@ -58,9 +61,17 @@ class Stream:
         logprobs: list[TokenLogprobs],
     ) -> Piece | None:
         """Take tokens from position `start`; None if they are all known or nobody waits for
-        them. GapError if some are missing before them."""
+        them. GapError if some are missing before them, BrokenError if no node may send them."""
         if self.finished:
             return None
+        check_entry(
+            start,
+            ids,
+            finish,
+            logprobs,
+            max_tokens=self._max_tokens,
+            vocab_size=self._vocab_size,
+        )
         known = self.tokens - start
         if known < 0:
             raise GapError(self.rid)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from mlxfleet.common.messages import TokenLogprobs, TokenText, TokenTextLogprobs
 from mlxfleet.detokenizer_proc.vocabulary import Vocabulary
 
+IMPOSSIBLE = -9999.0
+
 
 def describe(vocabulary: Vocabulary, token: int, logprobs: TokenLogprobs) -> TokenTextLogprobs:
     """A position's log-probabilities with texts for ids."""
@@ -16,6 +18,8 @@ def describe(vocabulary: Vocabulary, token: int, logprobs: TokenLogprobs) -> Tok
 
 
 def token_text(vocabulary: Vocabulary, token: int, logprob: float) -> TokenText:
-    """One token; part of a character shows as U+FFFD, its bytes are exact."""
+    """One token; part of a character shows as U+FFFD, its bytes are exact. What cannot be has the
+    log-probability that the API has for it, as JSON knows no infinity."""
+    logprob = max(logprob, IMPOSSIBLE)
     raw = vocabulary.bytes_of(token)
     return TokenText(raw.decode(errors="replace"), list(raw), logprob)

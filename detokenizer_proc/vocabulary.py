@@ -46,11 +46,15 @@ class Vocabulary:
 
     def is_byte(self, token: int) -> bool:
         """Whether a token stands for one byte of a character that has no token of its own."""
-        piece = self.tokenizer.id_to_token(token)
+        piece = self._piece(token)
         return piece is not None and BYTE_TOKEN.fullmatch(piece) is not None
 
+    def _piece(self, token: int) -> str | None:
+        """A token's text in the vocabulary; the library raises for what is no 32-bit number."""
+        return self.tokenizer.id_to_token(token) if 0 <= token < 2**32 else None
+
     def _bytes_of(self, token: int) -> bytes:
-        piece = self.tokenizer.id_to_token(token)
+        piece = self._piece(token)
         if piece is None:
             return b""
         if self.byte_level:

@@ -92,6 +92,7 @@ class Admin:
             "loading": nodes.loading().get(name),
             "breaker": nodes.breaker_state(name),
             "breaker_open_s": round(nodes.breaker_open_s(name), 1),
+            "fenced": nodes.fence_of(name),
             "sequences": sequences,
             "silent_s": round(nodes.silent_s(name), 3),
             "tokens_per_s": round(nodes.tokens_per_s(name), 1),

@@ -11,6 +11,7 @@ from mlxfleet.common.messages import (
     DetokenizerToRouter,
     Hello,
     RouterToDetokenizer,
+    StreamBroken,
     StreamLost,
     Text,
 )
@@ -23,6 +24,7 @@ class Detokenizers:
     """Spreads streams over the detokenizers.
 
     `on_text` takes new text; `on_lost` the rid and attempt of a stream that has to be opened again;
+    `on_broken` what an attempt did that no node may do;
     `on_fresh` the name of a detokenizer that has restarted. `stages` is where their times go.
     """
 
@@ -34,6 +36,7 @@ class Detokenizers:
         *,
         on_text: Callable[[Text], None],
         on_lost: Callable[[str, str], None],
+        on_broken: Callable[[StreamBroken], None],
         on_fresh: Callable[[str], None],
         stages: Stages,
     ) -> None:
@@ -42,6 +45,7 @@ class Detokenizers:
         self._models: dict[str, str] = {}
         self._on_text = on_text
         self._on_lost = on_lost
+        self._on_broken = on_broken
         self._on_fresh = on_fresh
         self._stages = stages
         self._step_times: dict[str, Tally] = {}
@@ -74,6 +78,8 @@ class Detokenizers:
                 self._on_text(message)
             case StreamLost():
                 self._on_lost(message.rid, message.attempt)
+            case StreamBroken():
+                self._on_broken(message)
             case Hello():
                 self._on_hello(sender, message)
 

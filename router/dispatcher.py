@@ -17,19 +17,19 @@ from mlxfleet.common.config import ServedModel
 from mlxfleet.common.curve import CurveServer
 from mlxfleet.common.errors import (
     GenerationError,
-    InvalidRequestError,
     OverloadedError,
-    RequestError,
     UnavailableError,
 )
 from mlxfleet.common.messages import (
     CloseStream,
+    Finish,
     Generate,
     NodeStatus,
     OpenStream,
     Rejected,
     Release,
     Resend,
+    StreamBroken,
     Text,
 )
 from mlxfleet.router.catalog import Catalog
@@ -38,8 +38,11 @@ from mlxfleet.router.health import State
 from mlxfleet.router.metrics import Metrics
 from mlxfleet.router.nodes import Nodes
 from mlxfleet.router.patience import Patience
+from mlxfleet.router.progress import Progress
+from mlxfleet.router.rejections import Rejections
 from mlxfleet.router.routing import Routing
 from mlxfleet.router.sequences import Sequence
+from mlxfleet.router.trials import FAULT_PAUSE_S
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +52,10 @@ MAX_DETOKENIZER_DEATHS = 4
 RETRY_AFTER_S = 1
 WATCH_S = 0.1
 HELD_UP_S = 0.3
+# An attempt is asked so often for what is missing before the tokens that came.
+MAX_GAPS = 8
+# Of a stream that two nodes cannot make, nobody can say whose fault it is.
+MAX_SICK = 2
 
 
 class Dispatcher:
@@ -78,6 +85,7 @@ class Dispatcher:
             session,
             on_text=self._on_text,
             on_lost=self._on_lost,
+            on_broken=self._on_broken,
             stages=metrics.stages,
             on_fresh=self._on_fresh_detokenizer,
         )
@@ -93,9 +101,17 @@ class Dispatcher:
             on_change=on_nodes_changed,
             on_state=lambda: self.patience.notify(),
             on_refused=lambda why: metrics.refused_nodes.labels(why).inc(),
+            on_fenced=lambda node, why: metrics.fences.labels(node, why).inc(),
+            on_forgotten=metrics.forget_node,
             security=security,
         )
         self.patience = Patience(node_wait_s, self.nodes.loads)
+        self._rejections = Rejections(
+            self.nodes, on_node=self._sent_to, again=self._generate, leave=self._leave
+        )
+        self._progress = Progress(
+            self.nodes, self.detokenizers, ask=self._recover, take_away=self._take_away
+        )
 
     async def start(self, sequences: Many[Sequence], beside: Sequence | None = None) -> None:
         """Send sequences of one model to nodes, those of one prompt to the same, also if that was
@@ -146,10 +162,21 @@ class Dispatcher:
             now = time.monotonic()
             # When this process was held up itself, reports may be waiting that it has not read.
             if now - looked < HELD_UP_S:
-                self.nodes.look(now)
-                self._routing.keep(self.nodes.present())
-                self.move_stranded(now)
+                try:
+                    self.look(now)
+                except Exception:
+                    # One look is lost; the next is soon.
+                    log.exception("could not look at the nodes")
+            else:
+                self._progress.forgive(self._sequences.values(), now)
             looked = now
+
+    def look(self, now: float) -> None:
+        """Look at the nodes once."""
+        self.nodes.look(now)
+        self._routing.keep(self.nodes.present())
+        self.move_stranded(now)
+        self._progress.check(list(self._sequences.values()), now)
 
     def move_stranded(self, now: float) -> None:
         """Continue every sequence whose node is lost or draining on another. Without another, one
@@ -158,29 +185,40 @@ class Dispatcher:
         for sequence in list(self._sequences.values()):
             if sequence.ended:
                 continue
-            if now - (sequence.refused_since or now) > self._node_wait_s:
-                sequence.fail(OverloadedError("every node is full", retry_after_s=RETRY_AFTER_S))
-                continue
-            state = self.nodes.state(sequence.node)
-            if state in (State.READY, State.BUSY):
-                sequence.stranded_since = None
-                continue
-            tokens = sequence.most_tokens
-            ready = self.nodes.ready(sequence.model, tokens)
-            others = [status for status in ready if status.name != sequence.node]
-            if others:
-                self._move(sequence, self._choose(sequence, others), state)
-            elif state.well:
-                sequence.stranded_since = None
-            elif sequence.stranded_since is None or self.nodes.loads(sequence.model, tokens):
-                sequence.stranded_since = now
-            elif now - sequence.stranded_since > self._node_wait_s:
-                why = "the request's node is lost, and there is no other"
-                sequence.fail(UnavailableError(why, retry_after_s=RETRY_AFTER_S))
+            try:
+                self._see_to(sequence, now)
+            except Exception:
+                log.exception("could not see to %s", sequence.rid)
+                sequence.fail(GenerationError("the request could not be placed"))
+
+    def _see_to(self, sequence: Sequence, now: float) -> None:
+        """Move a sequence if it cannot go on where it is."""
+        refused_s = now - (sequence.refused_since or now)
+        if not sequence.node and refused_s > self._node_wait_s:
+            sequence.fail(OverloadedError("every node is full", retry_after_s=RETRY_AFTER_S))
+            return
+        state = self.nodes.state(sequence.node)
+        if state in (State.READY, State.BUSY):
+            sequence.stranded_since = None
+            return
+        tokens = sequence.most_tokens
+        ready = self.nodes.ready(sequence.model, tokens)
+        others = [status for status in ready if status.name != sequence.node]
+        open_to = [s for s in others if not sequence.trials.avoids(s.name, now)]
+        if open_to:
+            self._move(sequence, self._choose(sequence, open_to), state)
+        elif state.well or others:
+            sequence.stranded_since = None
+        elif sequence.stranded_since is None or self.nodes.loads(sequence.model, tokens):
+            sequence.stranded_since = now
+        elif now - sequence.stranded_since > self._node_wait_s:
+            why = "the request's node is lost, and there is no other"
+            sequence.fail(UnavailableError(why, retry_after_s=RETRY_AFTER_S))
 
     def _move(self, sequence: Sequence, node: str, state: State) -> None:
         """Continue on another node: prompt and tokens so far, with the same random numbers."""
-        if not state.well and sequence.node and not sequence.may_move():
+        may_move = sequence.may_leave_rogue if state is State.FENCED else sequence.may_move
+        if not state.well and sequence.node and not may_move():
             why = f"nodes were lost under this request {sequence.moves} times"
             sequence.fail(GenerationError(why))
             return
@@ -198,6 +236,27 @@ class Dispatcher:
         """Have the node stop; what it has sent already is stale from here on."""
         self.nodes.send(sequence.node, Release(sequence.rid, sequence.attempt))
         self.nodes.probe_ended(sequence.node, sequence.rid)
+
+    def _leave(self, sequence: Sequence, why: str) -> None:
+        """Take a sequence from its node; `move_stranded` finds it another place."""
+        sequence.trace.left(why)
+        self._routing.over(sequence)
+        self._leave_node(sequence)
+        sequence.node = ""
+
+    def _take_away(self, sequence: Sequence, why: str) -> None:
+        """Take a sequence from a node that does not serve it."""
+        log.warning("%s leaves %s: %s", sequence.rid, sequence.node, why)
+        self._metrics.failovers.labels(sequence.node).inc()
+        sequence.trials.avoid(sequence.node, time.monotonic(), FAULT_PAUSE_S)
+        self._leave(sequence, why)
+        if not sequence.may_leave_rogue():
+            why = f"nodes were lost under this request {sequence.moves} times"
+            sequence.fail(GenerationError(why))
+
+    def _sent_to(self, node: str) -> int:
+        """How many sequences a node was sent and not released from."""
+        return sum(sequence.node == node for sequence in self._sequences.values())
 
     def _send_to(self, sequence: Sequence, node: str) -> None:
         sequence.node = node
@@ -241,14 +300,23 @@ class Dispatcher:
                 output_ids=sequence.output_ids,
                 sent_chars=sequence.chars,
                 stop=sequence.stop,
+                max_tokens=sequence.sampling.max_tokens,
+                vocab_size=self._vocab_size(sequence.node),
                 traceparent=sequence.trace.traceparent,
             ),
         )
+
+    def _vocab_size(self, node: str) -> int:
+        """Below which a node's token ids are, by its own word; 0 if it has not said that."""
+        status = self.nodes.status.get(node)
+        return status.model.vocab_size if status is not None and status.model is not None else 0
 
     def _generate(self, sequence: Sequence) -> None:
         """Give the sequence to its node as a new attempt, whose tokens go on after those that are
         here."""
         sequence.attempt = new_attempt()
+        status = self.nodes.status.get(sequence.node)
+        sequence.trials.was_sent(time.monotonic(), status.worker_restarts if status else 0)
         self._open(sequence)
         sent = self.nodes.send(
             sequence.node,
@@ -306,42 +374,47 @@ class Dispatcher:
         return sequence
 
     def _on_lost(self, rid: str, attempt: str) -> None:
-        if (sequence := self._current(rid, attempt)) is not None:
+        if (sequence := self._current(rid, attempt)) is None:
+            return
+        sequence.trials.gaps += 1
+        if sequence.trials.gaps <= MAX_GAPS or not sequence.node:
             self._recover(sequence)
+            return
+        node = sequence.node
+        self._take_away(sequence, f"{node} leaves gaps again and again")
+        self.nodes.doubt(node, "tokens", "gaps in its tokens, again and again")
+
+    def _on_broken(self, broken: StreamBroken) -> None:
+        """The sequence goes on elsewhere. Where the model itself may be the cause, as for NaN, it
+        is no breach, and a request that has the same effect twice is given up."""
+        sequence = self._current(broken.rid, broken.attempt)
+        if sequence is None or not sequence.node:
+            return
+        node = sequence.node
+        if broken.sick:
+            sequence.trials.breaks += 1
+            self.nodes.failed(node)
+        self._take_away(sequence, broken.why)
+        if not broken.sick:
+            self.nodes.breach(node, "tokens", broken.why)
+        elif sequence.trials.breaks >= MAX_SICK:
+            sequence.fail(GenerationError("the model's log-probabilities are not numbers"))
 
     def _on_rejected(self, node: str, message: Rejected) -> None:
         sequence = self._current(message.rid, message.attempt)
-        if sequence is None or sequence.node != node:
-            return
-        if message.code == "unknown":
-            # The node restarted between our messages; it continues from what we have.
-            self._generate(sequence)
-        elif message.code == "queue_full" or self._fits_elsewhere(sequence, message):
-            # Counts and reports cross; `move_stranded` finds it another place.
-            sequence.trace.left("refused, the queue is full")
-            self._routing.over(sequence)
-            self.nodes.probe_ended(node, sequence.rid)
-            sequence.node = ""
-            sequence.refused_since = sequence.refused_since or time.monotonic()
-        else:
-            self._routing.over(sequence)
-            if message.code == "failed":
-                self.nodes.failed(node)
-            sequence.fail(rejection_error(message))
-
-    def _fits_elsewhere(self, sequence: Sequence, message: Rejected) -> bool:
-        """Whether a sequence is only too long for the node that refuses it, which has come back
-        with other limits."""
-        if message.code != "too_long":
-            return False
-        ready = self.nodes.ready(sequence.model, sequence.most_tokens)
-        return any(status.name != sequence.node for status in ready)
+        if sequence is not None and sequence.node == node:
+            self._rejections.take(sequence, message)
 
     def _on_text(self, text: Text) -> None:
         now = time.perf_counter()
         for position, (rid, attempt) in enumerate(zip(text.rids, text.attempts, strict=True)):
-            if (sequence := self._current(rid, attempt)) is not None:
+            if (sequence := self._current(rid, attempt)) is None:
+                continue
+            try:
                 self._deliver(sequence, text, position, now)
+            except Exception:
+                log.exception("could not take in text of %s", rid)
+                sequence.fail(GenerationError("the request's text could not be taken in"))
 
     def _deliver(self, sequence: Sequence, text: Text, position: int, now: float) -> None:
         """Take in what is new of an entry; ask again if something is missing before it."""
@@ -362,14 +435,19 @@ class Dispatcher:
             sequence.computed(len(ids))
             sequence.refused_since = None
             self.nodes.brought_tokens(sequence.node, sequence.rid)
+            self._progress.brought(sequence, time.monotonic())
             if sequence.last_token is None:
                 self._routing.answered(sequence)
                 sequence.trace.answered(now)
             self._metrics.observe_tokens(sequence, len(ids), now)
         if (finish := text.finish.get(position)) is not None:
-            sequence.finish(finish)
+            cached = min(finish.cached_tokens, len(sequence.prompt_ids))
+            if cached < finish.cached_tokens:
+                why = "it says that more of a prompt was cached than there is"
+                self.nodes.breach(sequence.node, "tokens", why)
+            sequence.finish(Finish(finish.reason, cached))
             sequence.trace.finished(finish.reason, len(sequence.output_ids))
-            self._metrics.cached_tokens.labels(sequence.model).inc(finish.cached_tokens)
+            self._metrics.cached_tokens.labels(sequence.model).inc(cached)
         if pending:
             sequence.wakeup.set()
 
@@ -382,12 +460,3 @@ def new_rid() -> str:
 def new_attempt() -> str:
     """An identity of a Generate that nobody can guess."""
     return secrets.token_hex(8)
-
-
-def rejection_error(message: Rejected) -> RequestError:
-    """What the client is told when a node refuses."""
-    match message.code:
-        case "too_long":
-            return InvalidRequestError(message.message, code="context_length_exceeded")
-        case _:
-            return GenerationError(message.message)

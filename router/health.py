@@ -15,6 +15,8 @@ from mlxfleet.common.messages import NodeStatus
 SLOW_PASSES = 10
 # A worker that dies so often while it loads does not get on with it.
 MAX_LOADS = 3
+# Whatever a node says of its passes.
+LONGEST_PASS_S = 30.0
 # Over how long the rate of tokens is averaged.
 RATE_OVER_S = 2.0
 
@@ -32,6 +34,8 @@ class State(enum.StrEnum):
     """There, but it has stopped reporting or computing."""
     DEAD = "dead"
     """Its scheduler or its worker is gone."""
+    FENCED = "fenced"
+    """It broke the protocol: for a while it gets nothing, and nothing of it counts."""
 
     @property
     def well(self) -> bool:
@@ -118,4 +122,4 @@ class NodeHealth:
         """How long the step counter may stand still."""
         status = self._status
         mean_pass_s = status.busy_s / status.steps if status.steps else 0.0
-        return max(HUNG_AFTER_S, SLOW_PASSES * mean_pass_s)
+        return max(HUNG_AFTER_S, SLOW_PASSES * min(mean_pass_s, LONGEST_PASS_S))

@@ -14,6 +14,8 @@ from mlxfleet.router.policies.base import Candidate
 
 # Reports come four times a second; one that does not cover a request by then never saw it.
 LOST_AFTER_S = 2.0
+# No machine computes prompts faster; whoever claims that gets no more for it.
+FASTEST_TOKENS_PER_S = 1e6
 
 
 @dataclass
@@ -116,7 +118,8 @@ class Loads:
         sent_tokens = load.pending_tokens if load is not None else 0
         since_s = now - load.at_s if load is not None else 0.0
         reported = status.queued_prefill_tokens + status.running_prefill_tokens
-        done = int(since_s * status.prefill_tokens_per_s)
+        rate = min(status.prefill_tokens_per_s, FASTEST_TOKENS_PER_S)
+        done = int(since_s * rate)
         model = status.model
         used = status.cold_blocks_used + sent_tokens // BLOCK_TOKENS
         kv_full = model is not None and (
@@ -130,7 +133,7 @@ class Loads:
             slots=status.max_running,
             room=status.max_running + status.max_queue,
             waiting_tokens=max(reported - done, 0) + sent_tokens,
-            prefill_tokens_per_s=status.prefill_tokens_per_s,
+            prefill_tokens_per_s=rate,
             decode_step_s=status.decode_step_s + pending * status.decode_row_s,
             sequence_s=status.sequence_s,
             kv_full=kv_full,

@@ -120,11 +120,18 @@ REFUSED_WEB = counter(
     " host_not_allowed, origin_not_allowed, admin_header_required, json_required.",
     "code",
 )
+NODE_FENCES = counter(
+    "mlxfleet_node_fences_total",
+    "Times that the node was fenced for breaking the protocol, by what it did: malformed, tokens,"
+    " denial, refusal, silence, flood or error.",
+    "node",
+    "reason",
+)
 
 NODE_READY = gauge("mlxfleet_node_ready", "1 if the node gets requests.", "node", "model")
 NODE_STATE = gauge(
     "mlxfleet_node_state",
-    "1 for the state that the node is in: ready, busy, draining, loading, hung or dead.",
+    "1 for the state that the node is in: ready, busy, draining, loading, hung, dead or fenced.",
     "node",
     "state",
 )

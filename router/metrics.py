@@ -69,6 +69,7 @@ class Metrics:
         self.output_tokens = families.OUTPUT_TOKENS.counter(registry)
         self.recoveries = families.RECOVERIES.counter(registry)
         self.failovers = families.FAILOVERS.counter(registry)
+        self.fences = families.NODE_FENCES.counter(registry)
         self.refused_nodes = families.REFUSED_NODES.counter(registry)
         self.refused_web = families.REFUSED_WEB.counter(registry)
         self.connections_closed = families.CONNECTIONS_CLOSED.counter(registry)
@@ -80,6 +81,11 @@ class Metrics:
         registry.register(self.stages)
         build = families.BUILD_INFO.gauge(registry)
         build.labels("router", version("mlxfleet"), platform.python_version()).set(1)
+
+    def forget_node(self, node: str) -> None:
+        """Show no more of a node that has been away for long."""
+        self.failovers.remove_by_labels({"node": node})
+        self.fences.remove_by_labels({"node": node})
 
     def start_at_zero(self, models: Iterable[str]) -> None:
         """Show counters of what has not happened yet, without which Prometheus takes the first time

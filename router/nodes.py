@@ -10,8 +10,10 @@ from collections.abc import Callable
 import zmq
 
 from mlxfleet.common import channels
+from mlxfleet.common.buckets import Bucket
 from mlxfleet.common.curve import CurveServer
 from mlxfleet.common.key_files import NAME
+from mlxfleet.common.limits import reason as as_reason
 from mlxfleet.common.liveness import PROBE_AFTER_S
 from mlxfleet.common.messages import (
     PROTOCOL_VERSION,
@@ -28,6 +30,7 @@ from mlxfleet.common.messages import (
 from mlxfleet.router.breaker import Breaker, BreakerState
 from mlxfleet.router.catalog import Catalog
 from mlxfleet.router.claims import NameClaims, Verdict
+from mlxfleet.router.fences import Breach, Fence, Fences
 from mlxfleet.router.health import NodeHealth, State
 from mlxfleet.router.limits import Limits, largest
 from mlxfleet.router.outages import Outages
@@ -43,6 +46,15 @@ QUEUED_SHARE = 0.25
 MAX_NODES = 1024
 # In the place of a context length that no node has said yet.
 UNKNOWN_CONTEXT = 1 << 24
+# The largest message of a node has 1,024 hashes of 9 bytes.
+LINK = channels.Limits(frame_bytes=256 * 1024, messages=512, origins=True)
+# A node reports four times a second and tells of its cache fifty times; a snapshot is a burst.
+MESSAGES_PER_S = 300.0
+MESSAGES_AT_ONCE = 6000.0
+# Messages about blocks that come and go can cross by so many.
+BLOCKS_ASTRAY = 32_768
+# Logs about what is not in the fleet.
+STRANGERS_PER_S = 0.2
 
 
 class Nodes:
@@ -51,7 +63,8 @@ class Nodes:
     `on_rejected` takes a node's name and its refusal; `on_fresh` the name of a node that has
     restarted; `on_change` is called when requests may have become welcome somewhere, `on_state`
     when a node's state has changed.
-    `on_refused` takes a word for why a node was not let in.
+    `on_refused` takes a word for why a node was not let in, `on_fenced` a node's name and what
+    it did, `on_forgotten` the name of one that has been away for long.
     `detokenizers` gives the addresses that nodes of a model send tokens to. `routing`
     hears what nodes report.
     """
@@ -70,9 +83,19 @@ class Nodes:
         on_change: Callable[[], None],
         on_state: Callable[[], None],
         on_refused: Callable[[str], None],
+        on_fenced: Callable[[str, Breach], None],
+        on_forgotten: Callable[[str], None],
         security: CurveServer | None = None,
     ) -> None:
-        self.pool = Pool(channels.server(context, NodeToRouter, address, security), session)
+        channel = channels.server(
+            context, NodeToRouter, address, security, limits=LINK, on_malformed=self._on_malformed
+        )
+        self.pool = Pool(channel, session)
+        self.fences = Fences()
+        self._fenced: dict[str, Fence] = {}
+        self._origins: dict[str, channels.Origin] = {}
+        self._buckets: dict[str, Bucket] = {}
+        self._strangers = Bucket(STRANGERS_PER_S, 5)
         self.status: dict[str, NodeStatus] = {}
         self.breakers: dict[str, Breaker] = {}
         self._health: dict[str, NodeHealth] = {}
@@ -86,6 +109,8 @@ class Nodes:
         self._on_change = on_change
         self._on_state = on_state
         self._on_refused = on_refused
+        self._on_fenced = on_fenced
+        self._on_forgotten = on_forgotten
         self._routing = routing
         self._outages = Outages()
         self._limits: dict[str, Limits] = {}
@@ -140,7 +165,9 @@ class Nodes:
         return [
             limits
             for name, limits in self._limits.items()
-            if self._models[name] == model and (not living or self._states[name].well)
+            if self._models[name] == model
+            and self._states[name] is not State.FENCED
+            and (not living or self._states[name].well)
         ]
 
     def _may_take(self, model: str, tokens: int) -> bool:
@@ -166,8 +193,13 @@ class Nodes:
         return self._states.get(node, State.DEAD)
 
     def present(self) -> set[str]:
-        """Nodes that are not dead, so that what they have cached counts."""
-        return {name for name, state in self._states.items() if state is not State.DEAD}
+        """Nodes that are neither dead nor fenced, so that what they have cached counts."""
+        gone = (State.DEAD, State.FENCED)
+        return {name for name, state in self._states.items() if state not in gone}
+
+    def address_of(self, node: str) -> str:
+        """The IP address that a node is connected from, "" if it is on this machine's sockets."""
+        return self._origins[node].address
 
     def silent_s(self, node: str) -> float:
         """Seconds since a node's last report."""
@@ -227,6 +259,9 @@ class Nodes:
         if health is None:
             return False
         health.draining = draining
+        if not draining and self.fences.lift(node, self._origins[node]):
+            log.info("%s is not fenced any more, as an operator wishes", node)
+            self._fenced.pop(node, None)
         log.info("%s %s", node, "is draining" if draining else "takes requests again")
         self._look(node, time.monotonic())
         return True
@@ -262,6 +297,36 @@ class Nodes:
         if (breaker := self.breakers.get(node)) is not None:
             breaker.fault(time.monotonic())
 
+    def breach(self, node: str, kind: Breach, why: str) -> None:
+        """A node did what no node may do: it is fenced."""
+        if node not in self._origins:
+            return
+        now = time.monotonic()
+        origin = self._origins[node]
+        if self.fences.breach(node, origin, self._honest(node), why, now):
+            self._on_fenced(node, kind)
+        self._guard(node, now)
+        self._look(node, now)
+
+    def doubt(self, node: str, kind: Breach, why: str) -> None:
+        """A node did what an honest one may do by an accident of timing; fenced if it repeats."""
+        if self.fences.doubt(node, kind, time.monotonic()):
+            self.breach(node, kind, why)
+
+    def fence_of(self, node: str) -> str:
+        """Why a node is fenced; "" if it is not."""
+        return self._fenced[node].why if self.state(node) is State.FENCED else ""
+
+    def _honest(self, but: str) -> list[channels.Origin]:
+        """Where the other nodes in good standing come from."""
+        return [o for name, o in self._origins.items() if name not in self._fenced and name != but]
+
+    def _guard(self, name: str, now: float) -> None:
+        """Note whether a node is behind a fence, which may be that of its key or address."""
+        fence = self.fences.closed(name, self._origins[name], self._honest(name), now)
+        if fence is not None:
+            self._fenced[name] = fence
+
     def _forget(self, name: str) -> None:
         by_name = (
             self.status,
@@ -271,18 +336,29 @@ class Nodes:
             self._models,
             self._limits,
         )
-        for known in (self.pool.peers, *by_name):
+        of_link = (self._origins, self._buckets, self._fenced)
+        for known in (self.pool.peers, *by_name, *of_link):
             known.pop(name, None)
         self._outages.forget(name)
+        self._on_forgotten(name)
 
     def _look(self, name: str, now: float) -> None:
         health = self._health[name]
         before, state = self._states.get(name), health.state(now)
+        if (fence := self._fenced.get(name)) is not None:
+            if now < fence.until:
+                state = State.FENCED
+            else:
+                del self._fenced[name]
         if state.well:
             self._outages.ended(name, health, now)
         if state is before:
             return
         self._states[name] = state
+        if before is State.FENCED:
+            log.info("%s is not fenced any more", name)
+            # What it said of its requests meanwhile was not heard.
+            self._on_fresh(name)
         if before is not None and before.well and not state.well:
             if health.left:
                 log.info("%s has left", name)
@@ -297,20 +373,41 @@ class Nodes:
         return self.pool.send(node, message)
 
     def _on_message(self, sender: bytes, message: NodeToRouter) -> None:
-        match message:
-            case NodeStatus():
+        """Take in a message. Should that fail, it is only this message that is lost."""
+        node = self.pool.name_of(sender)
+        if node is not None and not self._buckets[node].take():
+            self.breach(node, "flood", f"more than {MESSAGES_PER_S:.0f} messages a second")
+        try:
+            if isinstance(message, NodeStatus):
                 self._on_status(sender, message)
+            elif node is not None and self.state(node) is not State.FENCED:
+                self._on_work(node, message)
+        except Exception:
+            log.exception("a message of %s could not be handled", node or "an unknown node")
+            if node is not None:
+                self.doubt(node, "error", "its messages cannot be handled; the log has a traceback")
+
+    def _on_work(self, node: str, message: KvEvents | KvSnapshot | Rejected | Leaving) -> None:
+        match message:
             case Leaving():
-                if (node := self.pool.name_of(sender)) is not None:
-                    self._health[node].leave()
-                    self._look(node, time.monotonic())
+                self._health[node].leave()
+                self._look(node, time.monotonic())
             case Rejected():
-                if (node := self.pool.name_of(sender)) is not None:
-                    self._on_rejected(node, message)
+                self._on_rejected(node, message)
             case KvEvents() | KvSnapshot():
-                node = self.pool.name_of(sender)
-                if node is not None and self._routing.on_cache(node, message):
+                if self._routing.on_cache(node, message):
                     self.send(node, SendKvSnapshot())
+                model = self.status[node].model
+                most = (model.cold_blocks if model is not None else 0) + BLOCKS_ASTRAY
+                if self._routing.index.blocks_of(node) > most:
+                    self.breach(node, "flood", "more cached blocks than its cache has")
+
+    def _on_malformed(self, sender: bytes, why: str, frame: bytes) -> None:
+        """Hold a frame that is no message against the node that sent it."""
+        if (node := self.pool.name_of(sender)) is not None:
+            self.breach(node, "malformed", f"a malformed message: {why}")
+        elif self._strangers.take():
+            log.warning("dropped a malformed frame of an unknown node: %s", as_reason(why))
 
     def _on_status(self, sender: bytes, status: NodeStatus) -> None:
         if not self._may_join(sender, status):
@@ -325,9 +422,15 @@ class Nodes:
         self._note_limits(status)
         self.status[status.name] = status
         self.breakers.setdefault(status.name, Breaker())
+        self._buckets.setdefault(status.name, Bucket(MESSAGES_PER_S, MESSAGES_AT_ONCE))
+        if greeting is Greeting.FRESH:
+            self._origins[status.name] = self.pool.channel.origin
+            self._guard(status.name, now)
         self._health.setdefault(status.name, NodeHealth(status, now)).report(status, now)
         self._look(status.name, now)
         self._on_change()
+        if self.state(status.name) is State.FENCED:
+            return
         if self._routing.on_status(status, fresh=greeting is Greeting.FRESH):
             self.send(status.name, SendKvSnapshot())
         if greeting is Greeting.FRESH:
@@ -350,6 +453,10 @@ class Nodes:
             return True  # The pool refuses it.
         if known is not None and known.incarnation == status.incarnation:
             return True
+        owner = self.pool.name_of(sender)
+        if owner not in (None, status.name):
+            self.breach(owner, "malformed", "it calls itself by two names")
+            return False
         if (reason := self._catalog.refusal(status.info)) is not None:
             return self._refuse(sender, status, "model", reason)
         if known is None:
@@ -378,6 +485,7 @@ class Nodes:
         return True
 
     def _refuse(self, sender: bytes, status: NodeStatus, word: str, reason: str) -> bool:
+        reason = as_reason(reason)
         self.pool.refuse(sender, status.name, reason)
         self._on_refused(word)
         return False

@@ -8,11 +8,17 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from mlxfleet.common.buckets import Bucket
 from mlxfleet.common.channels import Channel
+from mlxfleet.common.limits import reason as as_reason
 from mlxfleet.common.liveness import Peer
 from mlxfleet.common.messages import PROTOCOL_VERSION, Hello, NodeStatus, Refused, Welcome
 
 log = logging.getLogger(__name__)
+
+# Who is refused may ask again and again; the log need not say so each time.
+REFUSALS_PER_S = 1.0
+REFUSALS_AT_ONCE = 20
 
 
 class Greeting(enum.Enum):
@@ -30,6 +36,7 @@ class Pool:
         self.channel = channel
         self._session = session
         self.peers: dict[str, Peer] = {}
+        self._logged_refusals = Bucket(REFUSALS_PER_S, REFUSALS_AT_ONCE)
 
     def greet(
         self,
@@ -60,7 +67,8 @@ class Pool:
 
     def refuse(self, sender: bytes, name: str, reason: str) -> None:
         """Tell a process that it cannot stay; it ends then."""
-        log.error("refused %s: %s", name, reason)
+        if self._logged_refusals.take():
+            log.error("refused %s: %s", as_reason(name), reason)
         self.channel.send(Refused(reason), to=sender)
 
     def name_of(self, identity: bytes) -> str | None:

@@ -10,6 +10,7 @@ from mlxfleet.common.errors import RequestError
 from mlxfleet.common.messages import Finish, FinishReason, Party, Sampling, TokenTextLogprobs
 from mlxfleet.router.places import Place
 from mlxfleet.router.sequence_trace import SequenceTrace
+from mlxfleet.router.trials import Trials
 
 MAX_FRUITLESS_MOVES = 3
 MAX_MOVES = 32
@@ -71,6 +72,7 @@ class Sequence:
     error: RequestError | None = None
     arrived: float = field(default_factory=time.perf_counter)
     last_token: float | None = None
+    trials: Trials = field(default_factory=Trials)
     trace: SequenceTrace = field(default_factory=SequenceTrace)
 
     @property
@@ -114,6 +116,12 @@ class Sequence:
         self.moves += 1
         self.fruitless_moves += 1
         return self.fruitless_moves <= MAX_FRUITLESS_MOVES and self.moves <= MAX_MOVES
+
+    def may_leave_rogue(self) -> bool:
+        """Count one more node that did not serve it though it could have, which says nothing of
+        the request; False if there were too many all the same."""
+        self.moves += 1
+        return self.moves <= MAX_MOVES
 
     def take(self) -> Delta:
         """What is new; raises the error if it failed."""

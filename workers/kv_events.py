@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
+from mlxfleet.common.limits import HASHES_PER_MESSAGE
 from mlxfleet.common.messages import KvEvents, KvSnapshot
 
 MAX_BACKLOG = 16_384
-HASHES_PER_MESSAGE = 1024
 
 
 class KvJournal:

@@ -14,6 +14,7 @@ from collections.abc import Sequence as Many
 
 from mlxfleet.common.config import SchedulerOptions
 from mlxfleet.common.fair_queue import FairQueue
+from mlxfleet.common.limits import reason as as_reason
 from mlxfleet.common.messages import (
     Admit,
     Drop,
@@ -709,7 +710,7 @@ def append(
 
 def rejection(message: Generate | Resend | Sequence, code: RejectedCode, why: str) -> Rejected:
     """The refusal of an attempt."""
-    return Rejected(message.rid, message.attempt, code, why)
+    return Rejected(message.rid, message.attempt, code, as_reason(why))
 
 
 def first_tokens(sequence: Sequence) -> int:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Iterator
 
 import zmq
 
@@ -13,6 +14,13 @@ from mlxfleet.common import channels
 from mlxfleet.common.addresses import as_reached
 from mlxfleet.common.config import SchedulerProcess
 from mlxfleet.common.errors import RefusedError
+from mlxfleet.common.limits import (
+    LEAST_SLOWDOWN,
+    MAX_ENTRY_TOKENS,
+    MOST_PER_S,
+    MOST_SLOWDOWN,
+    clipped,
+)
 from mlxfleet.common.liveness import (
     HUNG_AFTER_S,
     PROBE_AFTER_S,
@@ -382,7 +390,8 @@ class SchedulerService(Service):
             case None:
                 pass
             case (str(detokenizer), Tokens() as tokens):
-                self._forward(detokenizer, tokens)
+                for part in in_parts(tokens):
+                    self._forward(detokenizer, part)
             case rejected:
                 self._router.send(rejected)
 
@@ -450,8 +459,8 @@ class SchedulerService(Service):
             max_queue=self._told.options.max_queue,
             kv_used_bytes=self._scheduler.kv_used_bytes,
             steps=self._scheduler.steps,
-            busy_s=self._scheduler.busy_s,
-            idle_s=self._scheduler.idle_s,
+            busy_s=clipped(self._scheduler.busy_s),
+            idle_s=clipped(self._scheduler.idle_s),
             preemptions=self._scheduler.preemptions,
             generated_tokens=self._scheduler.generated_tokens,
             prefilled_tokens=self._scheduler.prefilled_tokens,
@@ -467,17 +476,32 @@ class SchedulerService(Service):
             received=self._scheduler.received,
             queued_prefill_tokens=self._scheduler.queued_prefill_tokens,
             running_prefill_tokens=self._scheduler.running_prefill_tokens,
-            prefill_tokens_per_s=self._scheduler.prefill_tokens_per_s,
-            decode_step_s=self._scheduler.decode_step_s,
-            decode_row_s=self._scheduler.decode_row_s,
-            sequence_s=self._scheduler.sequence_s,
-            cold_age_s=self._scheduler.cold_age_s,
+            prefill_tokens_per_s=clipped(self._scheduler.prefill_tokens_per_s, most=MOST_PER_S),
+            decode_step_s=clipped(self._scheduler.decode_step_s),
+            decode_row_s=clipped(self._scheduler.decode_row_s),
+            sequence_s=clipped(self._scheduler.sequence_s),
+            cold_age_s=clipped(self._scheduler.cold_age_s),
             kv_sequence=self._scheduler.journal.sequence,
             info=self._told.info,
-            slowdown=self._scheduler.slowdown,
+            slowdown=clipped(self._scheduler.slowdown, LEAST_SLOWDOWN, MOST_SLOWDOWN),
             telemetry=self._telemetry.fresh,
             metrics_address=self._metrics_address,
             loading=self._loading.progress if self._loading is not None else None,
+        )
+
+
+def in_parts(tokens: Tokens) -> Iterator[Tokens]:
+    """A message about one sequence as messages of bounded size; only the last has the finish."""
+    ids, logprobs = tokens.ids[0], tokens.logprobs.get(0, [])
+    for at in range(0, max(len(ids), 1), MAX_ENTRY_TOKENS):
+        end = at + MAX_ENTRY_TOKENS
+        yield Tokens(
+            rids=tokens.rids,
+            attempts=tokens.attempts,
+            starts=[tokens.starts[0] + at],
+            ids=[ids[at:end]],
+            finish=tokens.finish if end >= len(ids) else {},
+            logprobs={0: logprobs[at:end]} if logprobs else {},
         )
 
 

@@ -28,6 +28,11 @@ def fleet_table(url: str, fleet: Fleet) -> Table:
         if warm:
             cells.append(number(node.temperature_c))
         table.add_row(*cells)
+    fenced = [node for node in fleet.nodes if node.fenced]
+    if fenced:
+        said = (f"{node.name} broke the protocol: {node.fenced}" for node in fenced)
+        table.caption = escape("\n".join(said))
+        table.caption_justify = "left"
     return table
 
 

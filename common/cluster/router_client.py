@@ -37,6 +37,7 @@ class FleetNode(Struct):
     state: str = ""
     breaker: str = "closed"
     breaker_open_s: float = 0.0
+    fenced: str = ""
     sequences: int = 0
     running: int = 0
     queued: int = 0

@@ -12,6 +12,7 @@ NODE = (
     State("draining", "purple"),
     State("hung", "orange"),
     State("dead", "red"),
+    State("fenced", "red"),
 )
 BREAKER = (State("closed", "green"), State("half_open", "yellow"), State("open", "red"))
 WORKER = (

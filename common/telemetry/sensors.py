@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -51,6 +52,11 @@ class Sensor:
 def plain(name: str, read: Read) -> Sensor:
     """A sensor that needs no preparation."""
     return Sensor(name, lambda: read)
+
+
+def finite(value: object) -> bool:
+    """Whether a reading can be sent; the values of some sensors are not numbers at times."""
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 class SensorThread:
@@ -111,7 +117,8 @@ class Sensors:
         for thread in self._threads:
             values.update(thread.values(now))
         failures = {thread.name: thread.failures for thread in self._threads if thread.failures}
-        return Telemetry(source=self._source, failures=failures, **values)
+        readable = {name: value for name, value in values.items() if finite(value)}
+        return Telemetry(source=self._source, failures=failures, **readable)
 
     def close(self) -> None:
         """Stop reading."""

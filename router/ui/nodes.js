@@ -7,6 +7,7 @@ const STATE_TONES = {
   loading: "warn",
   hung: "bad",
   dead: "bad",
+  fenced: "bad",
 };
 const THERMAL_STATES = ["nominal", "fair", "serious", "critical"];
 const PRESSURES = ["normal", "warning", "critical"];
@@ -44,6 +45,7 @@ function showState(node) {
     kept && node.state,
     node.loading && loadProgress(node.loading),
     node.silent_s > SILENT_S && `silent ${duration(node.silent_s)}`,
+    node.fenced && `broke the protocol: ${node.fenced}`,
     !kept && node.breaker !== "closed" && breakerOf(node),
     restarts > 0 && counted(restarts, "restart"),
   );

@@ -221,7 +221,7 @@ def test_a_wrong_number_of_parts_is_counted_and_dropped(link: Link, parts: list[
 def test_an_oversized_frame_is_counted_and_dropped(
     link: Link, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(channels, "MAX_FRAME_BYTES", 100)
+    monkeypatch.setattr(link.server, "_max_bytes", 100)
     link.raw.send(msgspec.msgpack.encode(Pong(["x" * 100])))
     link.raw.send(msgspec.msgpack.encode(Pong(["x" * 60])))
     assert link.receive_one() == Pong(["x" * 60])

@@ -10,11 +10,10 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from mlxfleet.common import messages
 from mlxfleet.common.messages import (
-    Attempt,
     Finish,
     Prefill,
     Sampling,
@@ -49,15 +48,22 @@ LINKS = [
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 
 
+def within(kind: Any, limits: Meta) -> st.SearchStrategy[Any]:
+    """Values of a type within the limits of a field."""
+    if kind is int:
+        return st.integers(limits.ge or 0, limits.le or 2**63 - 1)
+    if kind is float:
+        return st.floats(limits.ge, limits.le)
+    if kind is str:
+        return st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
+    return values(kind).filter(lambda value: len(value) >= (limits.min_length or 0))
+
+
 def values(hint: Any) -> st.SearchStrategy[Any]:
     """Values of a field's type."""
     origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Annotated and arguments[0] is int:
-        return st.integers(0, 2**63 - 1)
-    if hint == Attempt:
-        return st.text(min_size=1, max_size=32)
     if origin is Annotated:
-        return values(arguments[0]).filter(bool)
+        return within(*arguments)
     if origin is Literal:
         return st.sampled_from(arguments)
     if origin in (Union, types.UnionType):

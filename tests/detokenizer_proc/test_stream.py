@@ -25,6 +25,8 @@ def opened(
         output_ids=output_ids or [],
         sent_chars=sent_chars,
         stop=stop or [],
+        max_tokens=0,
+        vocab_size=0,
     )
     return Stream(WORDS, opening)
 

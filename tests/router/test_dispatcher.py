@@ -360,6 +360,8 @@ def opening(output_ids: list[int], chars: int, attempt: int = 1) -> OpenStream:
         output_ids=output_ids,
         sent_chars=chars,
         stop=["END"],
+        max_tokens=50,
+        vocab_size=100,
     )
 
 
@@ -971,10 +973,12 @@ def test_a_full_node_passes_a_sequence_on_and_it_waits_if_all_are_full() -> None
         bench.node.reject("a", "queue_full")
         await until(lambda: not sequence.node, "the refusal")
         now = time.monotonic()
-        bench.dispatcher.move_stranded(now)
-        assert (sequence.node, failovers(bench)) == ("n0", 0)
-        bench.dispatcher.move_stranded(now + 7.9)
-        assert not sequence.ended
+        for later in (1.0, 7.9):
+            bench.dispatcher.move_stranded(now + later)
+            assert (sequence.node, sequence.ended, failovers(bench)) == ("n0", False, 0)
+            await bench.settle()
+            bench.node.reject("a", "queue_full")
+            await until(lambda: not sequence.node, "the refusal")
         bench.dispatcher.move_stranded(now + 8.1)
         assert isinstance(sequence.error, OverloadedError)
 
@@ -1014,11 +1018,12 @@ def test_a_rejection_becomes_the_clients_error(
 ) -> None:
     async def test(bench: Bench) -> None:
         sequence = await bench.start_one()
-        bench.node.reject("a", code, "the reason")
+        bench.node.reject("a", code, "the node's own words")
         await asyncio.wait_for(sequence.wakeup.wait(), DEADLINE_S)
         assert sequence.ended
-        with pytest.raises(kind, match="the reason") as caught:
+        with pytest.raises(kind) as caught:
             sequence.take()
+        assert "own words" not in caught.value.message
         assert (caught.value.status, caught.value.code) == (status, word)
         assert bool(caught.value.retry_after_s) == (status == 429)
 

@@ -210,7 +210,7 @@ def test_a_request_without_finite_logits_is_not_the_nodes_fault() -> None:
             bench.node.reject(sequence.rid, "not_finite", "NaN")
             await until(lambda s=sequence: s.error, "the error")
             assert isinstance(sequence.error, GenerationError)
-            assert str(sequence.error) == "NaN"
+            assert "not numbers" in str(sequence.error)
         assert bench.dispatcher.nodes.breaker_state("n0") is BreakerState.CLOSED
 
     run(test)

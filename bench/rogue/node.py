@@ -1,0 +1,141 @@
+"""A node that follows the protocol as far as it likes."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import zmq
+
+from mlxfleet.common import channels
+from mlxfleet.common.addresses import as_reached
+from mlxfleet.common.curve import Security
+from mlxfleet.common.messages import (
+    Generate,
+    ModelInfo,
+    NodeInfo,
+    NodeStatus,
+    RouterToNode,
+    Welcome,
+)
+
+REPORT_S = 0.25
+RATE = 1e9
+
+
+def boasting(name: str, incarnation: str, info: NodeInfo, model: ModelInfo) -> NodeStatus:
+    """A report of a node that is idle and faster than any other."""
+    return NodeStatus(
+        name=name,
+        incarnation=incarnation,
+        model=model,
+        worker="ready",
+        running=0,
+        queued=0,
+        max_running=256,
+        max_queue=256,
+        kv_used_bytes=0,
+        steps=1,
+        busy_s=0.0,
+        idle_s=0.0,
+        preemptions=0,
+        generated_tokens=0,
+        prefilled_tokens=0,
+        cached_tokens=0,
+        cold_blocks_used=0,
+        worker_restarts=0,
+        dropped_frames=0,
+        worker_dropped_frames=0,
+        worker_memory_bytes=0,
+        prefill_tokens_per_s=RATE,
+        cold_age_s=1e9,
+        info=info,
+    )
+
+
+class RogueNode:
+    """Joins a router, reports regularly, and does with requests what `on_request` does: nothing,
+    if it is not given."""
+
+    def __init__(
+        self,
+        context: zmq.Context[Any],
+        address: str,
+        name: str,
+        info: NodeInfo,
+        model: ModelInfo,
+        *,
+        security: Security = None,
+        on_request: Callable[[RogueNode, Generate], None] = lambda node, request: None,
+    ) -> None:
+        self.name = name
+        self.joined = asyncio.Event()
+        self.asked = asyncio.Event()
+        self.requests: list[Generate] = []
+        self.first_request_s = 0.0
+        self.incarnation = secrets.token_hex(6)
+        self.status = boasting(name, self.incarnation, info, model)
+        self._context, self._address, self._security = context, address, security
+        self._on_request = on_request
+        self._received = 0
+        self._detokenizers: dict[str, str] = {}
+        self._pushes: dict[str, zmq.Socket[bytes]] = {}
+        self._channel: channels.Channel[Any, Any] = channels.client(
+            context, RouterToNode, address, f"{name}:{self.incarnation}", security
+        )
+        self._channel.attach(self._take)
+        self._reporting = asyncio.create_task(self._report())
+
+    def send(self, message: Any) -> None:
+        """Send the router a message, or a frame of bytes as it is."""
+        frame = message if isinstance(message, bytes) else msgspec.msgpack.encode(message)
+        try:
+            self._channel.socket.send(frame, zmq.NOBLOCK)
+        except zmq.Again:
+            self._channel.unsent += 1
+
+    def push(self, detokenizer: str, message: Any) -> None:
+        """The same for a detokenizer."""
+        frame = message if isinstance(message, bytes) else msgspec.msgpack.encode(message)
+        socket = self._pushes.get(detokenizer)
+        if socket is None:
+            socket = self._pushes[detokenizer] = self._context.socket(zmq.PUSH)
+            socket.setsockopt(zmq.LINGER, 0)
+            if self._security is not None:
+                self._security.apply(socket)
+            socket.connect(as_reached(self._detokenizers[detokenizer], self._address))
+        try:
+            socket.send(frame, zmq.NOBLOCK)
+        except zmq.Again:
+            self._channel.unsent += 1
+
+    async def close(self) -> None:
+        """Be gone."""
+        self._reporting.cancel()
+        # What was sent goes out first.
+        await asyncio.sleep(0)
+        self._channel.close()
+        for socket in self._pushes.values():
+            socket.close()
+
+    def _take(self, _: bytes, message: Any) -> None:
+        match message:
+            case Welcome():
+                self._detokenizers = message.detokenizers
+                self.joined.set()
+            case Generate():
+                self.first_request_s = self.first_request_s or time.monotonic()
+                self._received += 1
+                if len(self.requests) < 1000:
+                    self.requests.append(message)
+                self.asked.set()
+                self._on_request(self, message)
+
+    async def _report(self) -> None:
+        while True:
+            self.send(msgspec.structs.replace(self.status, received=self._received))
+            await asyncio.sleep(REPORT_S)

@@ -1,0 +1,64 @@
+"""Whether what a node sent of a stream can be true.
+
+A node may send wrong tokens, nobody else knows the right ones. But it may not send what no model
+says: then it is broken, of another version or malicious.
+"""
+
+from __future__ import annotations
+
+import math
+
+from mlxfleet.common.limits import MAX_TOKEN_ID
+from mlxfleet.common.messages import Finish, TokenLogprobs
+
+# Of log-probabilities, which are at most 0 but for rounding.
+ROUNDING = 0.01
+
+
+class BrokenError(Exception):
+    """An entry that no node may send. If it is `sick`, a model may have made it."""
+
+    def __init__(self, why: str, *, sick: bool = False) -> None:
+        super().__init__(why)
+        self.why = why
+        self.sick = sick
+
+
+def check_entry(
+    start: int,
+    ids: list[int],
+    finish: Finish | None,
+    logprobs: list[TokenLogprobs],
+    *,
+    max_tokens: int,
+    vocab_size: int,
+) -> None:
+    """Raise BrokenError for an entry of tokens from position `start` on, of a sequence of
+    `max_tokens`, over a vocabulary of `vocab_size`; 0 for what is not known."""
+    end = start + len(ids)
+    if start < 0 or (max_tokens and end > max_tokens):
+        raise BrokenError(f"tokens {start} to {end} of a sequence that may have {max_tokens}")
+    if finish is not None and finish.reason == "length" and end < max_tokens:
+        raise BrokenError(f"at its full length after {end} of {max_tokens} tokens")
+    check_ids(ids, vocab_size)
+    for entry in logprobs:
+        check_logprobs(entry, vocab_size)
+
+
+def check_logprobs(entry: TokenLogprobs, vocab_size: int) -> None:
+    """Raise BrokenError for log-probabilities that are none."""
+    if len(entry.top_ids) != len(entry.top_logprobs):
+        raise BrokenError("not one log-probability per alternative")
+    check_ids(entry.top_ids, vocab_size)
+    values = (entry.logprob, *entry.top_logprobs)
+    if any(math.isnan(value) for value in values):
+        raise BrokenError("log-probabilities that are not numbers", sick=True)
+    if any(value > ROUNDING for value in values):
+        raise BrokenError(f"log-probabilities above 0: {max(values):g}")
+
+
+def check_ids(ids: list[int], vocab_size: int) -> None:
+    """Raise BrokenError for token ids outside the vocabulary."""
+    most = min(vocab_size - 1, MAX_TOKEN_ID) if vocab_size else MAX_TOKEN_ID
+    if ids and (min(ids) < 0 or max(ids) > most):
+        raise BrokenError(f"token ids from {min(ids)} to {max(ids)}, outside the vocabulary")
