@@ -84,6 +84,7 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
         float: st.floats(allow_nan=False),
         str: TEXT,
         bool: st.booleans(),
+        bytes: st.binary(max_size=8),
         type(None): st.none(),
     }
     return simple[hint]

@@ -101,7 +101,7 @@ def test_every_columnar_field_is_known() -> None:
         if not (isinstance(kind, type) and issubclass(kind, Struct)):
             continue
         hints = get_type_hints(kind)
-        if "rids" not in hints:
+        if "rids" not in hints or kind is messages.TokensOf:
             continue
         tag = kind.__struct_config__.tag
         columns = COLUMNS[tag]
