@@ -34,13 +34,11 @@ class Progress:
         self._ask = ask
         self._take_away = take_away
         self._brought: dict[str, float] = {}
-        self._came_through: dict[str, float] = {}
 
     def brought(self, sequence: Sequence, now: float) -> None:
         """A sequence's node has brought tokens of it."""
         sequence.trials.brought(now)
         self._brought[sequence.node] = now
-        self._came_through[sequence.detokenizer] = now
 
     def forgive(self, sequences: Iterable[Sequence], now: float) -> None:
         """This process was held up: nobody is late for that."""
@@ -57,15 +55,13 @@ class Progress:
             if sequence.detokenizer in unheard:
                 sequence.trials.heard = now
             by_node.setdefault(sequence.node, []).append(sequence)
-        for known in (self._brought, self._came_through):
-            if len(known) > 2 * len(by_node) + 64:
-                known.clear()
+        self._brought = {node: at for node, at in self._brought.items() if node in by_node}
         ready = {model: self._ready(model) for model in {s[0].model for s in by_node.values()}}
         for node, theirs in by_node.items():
             beside = ready[theirs[0].model]
             has_other = len(beside) > (node in beside)
             if has_other and self._nodes.state(node).well:
-                self._look_at(node, theirs, by_node, beside, now)
+                self._look_at(node, theirs, beside, now)
 
     def _silent_detokenizers(self, now: float) -> set[str]:
         return {
@@ -81,7 +77,6 @@ class Progress:
         self,
         node: str,
         theirs: Many[Sequence],
-        by_node: dict[str, list[Sequence]],
         ready: set[str],
         now: float,
     ) -> None:
@@ -92,7 +87,7 @@ class Progress:
         patience_s = node_patience_s(status, to_compute)
         oldest = min(sequence.trials.heard for sequence in theirs)
         silent_s = now - max(self._brought.get(node, 0.0), oldest)
-        if silent_s > patience_s and self._others_get_through(node, theirs, by_node, now):
+        if silent_s > patience_s:
             for sequence in theirs:
                 self._take_away(sequence, f"{node} brought nothing for {silent_s:.1f} s")
             self._nodes.breach(
@@ -101,16 +96,6 @@ class Progress:
             return
         self._ask_late(theirs, ASK_AFTER * patience_s, now)
         self._look_at_each(node, theirs, patience_s, ready, now)
-
-    def _others_get_through(
-        self, node: str, theirs: Many[Sequence], by_node: dict[str, list[Sequence]], now: float
-    ) -> bool:
-        """Whether it can be this node's fault: not if its detokenizers bring nothing of others
-        either."""
-        used = {sequence.detokenizer for sequence in theirs}
-        asleep = {d for d in used if now - self._came_through.get(d, 0.0) > DETOKENIZER_SILENT_S}
-        waiting = {s.detokenizer for other, rest in by_node.items() if other != node for s in rest}
-        return not asleep & waiting or bool(used - asleep)
 
     def _ask_late(self, theirs: Many[Sequence], after_s: float, now: float) -> None:
         for sequence in theirs:

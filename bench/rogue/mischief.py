@@ -18,7 +18,7 @@ from mlxfleet.common.messages import (
 )
 
 Mischief = Callable[[RogueNode, Generate], None]
-FLOOD = 20_000
+FLOOD = 8_000
 
 
 def entry(
@@ -70,13 +70,17 @@ def gaps(node: RogueNode, request: Generate) -> None:
 
 def flood_cache(node: RogueNode, request: Generate) -> None:
     """Tell of more blocks than there are, faster than anybody computes them."""
+    if len(node.requests) > 1:
+        return
     for sequence in range(FLOOD):
-        stored = [secrets.randbits(63) for _ in range(64)]
+        stored = [secrets.randbits(63) for _ in range(16)]
         node.send(KvEvents(sequence=sequence, cleared=False, removed=[], stored=stored))
 
 
 def made_up(node: RogueNode, request: Generate) -> None:
     """Send tokens of streams that do not exist."""
+    if len(node.requests) > 1:
+        return
     for _ in range(FLOOD):
         fake = Generate(
             rid=secrets.token_hex(12),

@@ -1,0 +1,185 @@
+"""All rogues of the campaign at once, with two honest nodes beside, around a real dispatcher and a
+real detokenizer in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import zmq
+
+from mlxfleet.bench.rogue.mischief import MISCHIEF, entry
+from mlxfleet.bench.rogue.node import RogueNode
+from mlxfleet.common.channels import Origin
+from mlxfleet.common.config import DetokenizerProcess
+from mlxfleet.common.messages import Finish, Generate, NodeInfo, Sampling
+from mlxfleet.detokenizer_proc import main as detokenizer
+from mlxfleet.router.dispatcher import Dispatcher, new_rid
+from mlxfleet.router.health import State
+from mlxfleet.router.metrics import Metrics
+from mlxfleet.router.routing import Routing
+from mlxfleet.router.sequences import Sequence
+from tests.detokenizer_proc.tokenizers_for_tests import byte_level
+from tests.router.reports import make_model
+from tests.router.test_dispatcher import until
+
+MODEL = msgspec.structs.replace(make_model(), vocab_size=300)
+MAX_TOKENS = 12
+FENCED_WITHIN_S = 5.0
+# For a machine that is busy with other things.
+SLACK_S = 3.0
+RUNS_S = 9.0
+AT_ONCE = 24
+
+
+def token(prompt: list[int], position: int) -> int:
+    """What an honest node answers."""
+    return 10 + (sum(prompt) + 7 * position) % 250
+
+
+def answers(request: Generate) -> list[int]:
+    """The rest of an honest answer."""
+    return [token(request.prompt_ids, p) for p in range(len(request.output_ids), MAX_TOKENS)]
+
+
+def serve(node: RogueNode, request: Generate) -> None:
+    """What an honest node does."""
+    ids = answers(request)
+    done = len(request.output_ids)
+    for at, one in enumerate(ids):
+        finish = Finish("length") if at == len(ids) - 1 else None
+        node.push(request.detokenizer, entry(request, [one], start=done + at, finish=finish))
+
+
+class Fleet:
+    """A dispatcher, a detokenizer, and nodes."""
+
+    def __init__(self, base: str) -> None:
+        self.context: zmq.Context[Any] = zmq.Context()
+        self.metrics = Metrics()
+        self.dispatcher = Dispatcher(
+            self.context,
+            node_address=f"{base}/nodes",
+            detokenizer_address=f"{base}/detokenizers",
+            session="session",
+            node_wait_s=30.0,
+            metrics=self.metrics,
+            routing=Routing("ttft", max_index_blocks=1000, rng=random.Random(1)),
+        )
+        self.service = detokenizer.DetokenizerService(
+            DetokenizerProcess(
+                name="d0",
+                model_dir=Path(),
+                router_address=f"{base}/detokenizers",
+                token_address=f"{base}/tokens",
+                trust_remote_code=False,
+            )
+        )
+        self.nodes: list[RogueNode] = []
+        self._base = base
+
+    async def join(self, name: str, act: Any, rate: float) -> RogueNode:
+        """Add a node."""
+        node = RogueNode(
+            self.context, f"{self._base}/nodes", name, NodeInfo(), MODEL, on_request=act
+        )
+        node.status = msgspec.structs.replace(node.status, prefill_tokens_per_s=rate)
+        self.nodes.append(node)
+        await asyncio.wait_for(node.joined.wait(), 10)
+        return node
+
+    async def ask(self, number: int) -> Sequence:
+        """One sequence from start to end."""
+        wakeup = asyncio.Event()
+        sampling = Sampling(seed=1, max_tokens=MAX_TOKENS)
+        prompt = [number % 250] * 40
+        sequence = Sequence(new_rid(), prompt, sampling, [], wakeup)
+        await self.dispatcher.start([sequence])
+        while not sequence.ended:
+            wakeup.clear()
+            await wakeup.wait()
+        self.dispatcher.release(sequence)
+        return sequence
+
+    async def close(self) -> None:
+        """Close everything."""
+        for node in self.nodes:
+            await node.close()
+        await self.service.shutdown()
+        self.dispatcher.nodes.pool.channel.close()
+        self.dispatcher.detokenizers.pool.channel.close()
+        self.context.destroy(linger=0)
+
+
+async def attack(fleet: Fleet) -> tuple[Counter[str], dict[str, float]]:
+    """Ask for as long as the rogues need to be found; how the sequences ended, and how long it took
+    from each rogue's first request until it was fenced."""
+    outcomes: Counter[str] = Counter()
+    fenced: dict[str, float] = {}
+    for number in range(2):
+        await fleet.join(f"honest-{number}", serve, 2000.0)
+    rogues = {}
+    for number, (what, (act, _)) in enumerate(MISCHIEF.items()):
+        rogues[what] = await fleet.join(f"rogue-{number}", act, 1e9)
+    watching = asyncio.create_task(fleet.dispatcher.watch_nodes())
+    over = time.monotonic() + RUNS_S
+
+    async def client(number: int) -> None:
+        while time.monotonic() < over:
+            sequence = await fleet.ask(number)
+            right = [token(sequence.prompt_ids, p) for p in range(MAX_TOKENS)]
+            ended = sequence.output_ids == right and sequence.error is None
+            outcomes["right" if ended else f"wrong: {sequence.error}"] += 1
+            await asyncio.sleep(0.02)
+
+    async def watch() -> None:
+        while time.monotonic() < over:
+            for what, node in rogues.items():
+                state = fleet.dispatcher.nodes.state(node.name)
+                if state is State.FENCED and what not in fenced:
+                    fenced[what] = time.monotonic() - (node.first_request_s or over)
+            await asyncio.sleep(0.02)
+
+    await asyncio.gather(watch(), *(client(number) for number in range(AT_ONCE)))
+    watching.cancel()
+    asked = {what for what, node in rogues.items() if node.first_request_s}
+    for what, (_, breach) in MISCHIEF.items():
+        if breach and what in asked:
+            fenced.setdefault(what, float("inf"))
+    assert asked == set(MISCHIEF), f"got no request: {set(MISCHIEF) - asked}"
+    return outcomes, fenced
+
+
+def test_every_sequence_ends_right_and_every_rogue_is_fenced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(detokenizer, "load_fast_tokenizer", lambda *_, **__: byte_level())
+
+    async def run(base: str) -> None:
+        fleet = Fleet(base)
+        await fleet.service.startup()
+        try:
+            await until(lambda: fleet.dispatcher.detokenizers.alive(""), "the detokenizer")
+            outcomes, fenced = await asyncio.wait_for(attack(fleet), 60)
+        finally:
+            await fleet.close()
+        print({what: round(seconds, 2) for what, seconds in fenced.items()}, outcomes)
+        assert set(outcomes) == {"right"}
+        must = {what for what, (_, breach) in MISCHIEF.items() if breach}
+        late = {w: s for w, s in fenced.items() if w in must and s > FENCED_WITHIN_S + SLACK_S}
+        assert not late
+        honest = [fleet.dispatcher.nodes.fences.closed(f"honest-{n}", *NOBODY) for n in range(2)]
+        assert honest == [None, None]
+
+    with tempfile.TemporaryDirectory(prefix="mf-", dir="/tmp") as folder:
+        asyncio.run(run(f"ipc://{folder}"))
+
+
+NOBODY: Any = (Origin(), (), time.monotonic())
