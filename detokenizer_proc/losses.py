@@ -22,13 +22,15 @@ class Losses:
     def __init__(self, report: Callable[[str, str], None]) -> None:
         self._report = report
         self._bucket = Bucket(REPORTS_PER_S, REPORTS_AT_ONCE)
-        # With whether the last tokens have come since.
+        # With whether to ask when the stream is open: no gap would show that last tokens have come,
+        # or tokens of which nobody was told.
         self._closed: OrderedDict[Key, bool] = OrderedDict()
         self._lost: OrderedDict[Key, bool] = OrderedDict()
         self.unreported = 0
 
     def opened(self, rid: str, attempt: str) -> bool:
-        """A stream is open now; whether its last tokens came before."""
+        """A stream is open now; whether it has to be asked for again, as nothing else shows what
+        came before."""
         key = rid, attempt
         closed, lost = self._closed.pop(key, False), self._lost.pop(key, False)
         return closed or lost
@@ -46,11 +48,12 @@ class Losses:
             if key in known:
                 known[key] = known[key] or last
                 return
-        if not open_here and not self._bucket.take():
-            self.unreported += 1
-            return
         remember(self._lost, key)
-        self._report(rid, attempt)
+        if open_here or self._bucket.take():
+            self._report(rid, attempt)
+        else:
+            self.unreported += 1
+            self._lost[key] = True
 
 
 def remember(known: OrderedDict[Key, bool], key: Key) -> None:

@@ -19,6 +19,7 @@ from mlxfleet.common.messages import (
     ModelInfo,
     NodeInfo,
     NodeStatus,
+    Resend,
     RouterToNode,
     Welcome,
 )
@@ -58,8 +59,9 @@ def boasting(name: str, incarnation: str, info: NodeInfo, model: ModelInfo) -> N
 
 
 class RogueNode:
-    """Joins a router, reports regularly, and does with requests what `on_request` does: nothing,
-    if it is not given."""
+    """Joins a router, reports regularly, and does with requests what `on_request` does, and when it
+    is to send a request's tokens from a position on again what `on_resend` does: nothing, if they
+    are not given."""
 
     def __init__(
         self,
@@ -71,6 +73,7 @@ class RogueNode:
         *,
         security: Security = None,
         on_request: Callable[[RogueNode, Generate], None] = lambda node, request: None,
+        on_resend: Callable[[RogueNode, Generate, int], None] = lambda node, request, start: None,
     ) -> None:
         self.name = name
         self.joined = asyncio.Event()
@@ -80,7 +83,7 @@ class RogueNode:
         self.incarnation = secrets.token_hex(6)
         self.status = boasting(name, self.incarnation, info, model)
         self._context, self._address, self._security = context, address, security
-        self._on_request = on_request
+        self._on_request, self._on_resend = on_request, on_resend
         self._received = 0
         self._detokenizers: dict[str, str] = {}
         self._pushes: dict[str, zmq.Socket[bytes]] = {}
@@ -92,11 +95,7 @@ class RogueNode:
 
     def send(self, message: Any) -> None:
         """Send the router a message, or a frame of bytes as it is."""
-        frame = message if isinstance(message, bytes) else msgspec.msgpack.encode(message)
-        try:
-            self._channel.socket.send(frame, zmq.NOBLOCK)
-        except zmq.Again:
-            self._channel.unsent += 1
+        self._channel.send(msgspec.Raw(message) if isinstance(message, bytes) else message)
 
     def push(self, detokenizer: str, message: Any) -> None:
         """The same for a detokenizer."""
@@ -134,6 +133,11 @@ class RogueNode:
                     self.requests.append(message)
                 self.asked.set()
                 self._on_request(self, message)
+            case Resend():
+                asked = (message.rid, message.attempt)
+                for request in self.requests:
+                    if (request.rid, request.attempt) == asked:
+                        self._on_resend(self, request, message.start)
 
     async def _report(self) -> None:
         while True:

@@ -44,18 +44,21 @@ def token(prompt: list[int], position: int) -> int:
     return 10 + (sum(prompt) + 7 * position) % 250
 
 
-def answers(request: Generate) -> list[int]:
-    """The rest of an honest answer."""
-    return [token(request.prompt_ids, p) for p in range(len(request.output_ids), MAX_TOKENS)]
-
-
 def serve(node: RogueNode, request: Generate) -> None:
     """What an honest node does."""
-    ids = answers(request)
-    done = len(request.output_ids)
-    for at, one in enumerate(ids):
-        finish = Finish("length") if at == len(ids) - 1 else None
-        node.push(request.detokenizer, entry(request, [one], start=done + at, finish=finish))
+    serve_from(node, request, len(request.output_ids))
+
+
+def serve_from(node: RogueNode, request: Generate, start: int) -> None:
+    """The same from a position on."""
+    for at in range(start, MAX_TOKENS):
+        finish = Finish("length") if at == MAX_TOKENS - 1 else None
+        ids = [token(request.prompt_ids, at)]
+        node.push(request.detokenizer, entry(request, ids, start=at, finish=finish))
+
+
+def ignore(node: RogueNode, request: Generate, start: int) -> None:
+    """What a rogue does when it is asked again."""
 
 
 class Fleet:
@@ -88,7 +91,13 @@ class Fleet:
     async def join(self, name: str, act: Any, rate: float) -> RogueNode:
         """Add a node."""
         node = RogueNode(
-            self.context, f"{self._base}/nodes", name, NodeInfo(), MODEL, on_request=act
+            self.context,
+            f"{self._base}/nodes",
+            name,
+            NodeInfo(),
+            MODEL,
+            on_request=act,
+            on_resend=serve_from if act is serve else ignore,
         )
         node.status = msgspec.structs.replace(node.status, prefill_tokens_per_s=rate)
         self.nodes.append(node)
