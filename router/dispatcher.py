@@ -205,6 +205,9 @@ class Dispatcher:
         ready = self.nodes.ready(sequence.model, tokens)
         others = [status for status in ready if status.name != sequence.node]
         open_to = [s for s in others if not sequence.trials.avoids(s.name, now)]
+        if sequence.moves:
+            # Once lost is bad luck; then it goes where others are served.
+            open_to = [s for s in open_to if self._progress.proven(s.name, now)] or open_to
         if open_to:
             self._move(sequence, self._choose(sequence, open_to), state)
         elif state.well or others:
@@ -357,6 +360,7 @@ class Dispatcher:
                 self._recover(sequence)
 
     def _on_fresh_node(self, name: str) -> None:
+        self._progress.restarted(name)
         self._metrics.failovers.labels(name)
         lost = [s for s in self._sequences.values() if s.node == name and not s.ended]
         # A node that has not loaded its model yet would only lose them to another again.

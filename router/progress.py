@@ -15,6 +15,7 @@ from mlxfleet.router.sequences import Sequence
 DETOKENIZER_SILENT_S = 1.2
 # After this share of its patience the router asks for what may have been lost on the way.
 ASK_AFTER = 0.6
+PROVEN_FOR_S = 60.0
 
 
 class Progress:
@@ -40,6 +41,14 @@ class Progress:
         sequence.trials.brought(now)
         self._brought[sequence.node] = now
 
+    def restarted(self, node: str) -> None:
+        """A node is a new process, which has shown nothing yet."""
+        self._brought.pop(node, None)
+
+    def proven(self, node: str, now: float) -> bool:
+        """Whether a node has brought tokens lately."""
+        return now - self._brought.get(node, -PROVEN_FOR_S) < PROVEN_FOR_S
+
     def forgive(self, sequences: Iterable[Sequence], now: float) -> None:
         """This process was held up: nobody is late for that."""
         for sequence in sequences:
@@ -55,7 +64,8 @@ class Progress:
             if sequence.detokenizer in unheard:
                 sequence.trials.heard = now
             by_node.setdefault(sequence.node, []).append(sequence)
-        self._brought = {node: at for node, at in self._brought.items() if node in by_node}
+        known = self._nodes.status
+        self._brought = {node: at for node, at in self._brought.items() if node in known}
         ready = {model: self._ready(model) for model in {s[0].model for s in by_node.values()}}
         for node, theirs in by_node.items():
             beside = ready[theirs[0].model]

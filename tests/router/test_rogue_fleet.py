@@ -8,22 +8,34 @@ import random
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import pytest
 import zmq
 
+from mlxfleet.bench.rogue.campaign import decodes, judge
 from mlxfleet.bench.rogue.mischief import MISCHIEF, entry
+from mlxfleet.bench.rogue.mutations import mutated
 from mlxfleet.bench.rogue.node import RogueNode
-from mlxfleet.common.channels import Origin
 from mlxfleet.common.config import DetokenizerProcess
-from mlxfleet.common.messages import Finish, Generate, NodeInfo, Sampling
+from mlxfleet.common.messages import (
+    Finish,
+    Generate,
+    KvEvents,
+    KvSnapshot,
+    NodeInfo,
+    NodeToRouter,
+    Rejected,
+    Sampling,
+)
 from mlxfleet.detokenizer_proc import main as detokenizer
 from mlxfleet.router.dispatcher import Dispatcher, new_rid
 from mlxfleet.router.health import State
 from mlxfleet.router.metrics import Metrics
+from mlxfleet.router.nodes import LINK
 from mlxfleet.router.routing import Routing
 from mlxfleet.router.sequences import Sequence
 from tests.detokenizer_proc.tokenizers_for_tests import byte_level
@@ -37,6 +49,8 @@ FENCED_WITHIN_S = 5.0
 SLACK_S = 3.0
 RUNS_S = 9.0
 AT_ONCE = 24
+
+T = TypeVar("T")
 
 
 def token(prompt: list[int], position: int) -> int:
@@ -166,29 +180,111 @@ async def attack(fleet: Fleet) -> tuple[Counter[str], dict[str, float]]:
     return outcomes, fenced
 
 
-def test_every_sequence_ends_right_and_every_rogue_is_fenced(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def mutate(fleet: Fleet, count: int, rng: random.Random) -> tuple[Counter[str], list[float]]:
+    """Send so many mutated messages, each from a node of its own, while sequences run; how these
+    ended, and how long each node was not fenced that sent what shows whose fault it is."""
+    for number in range(2):
+        await fleet.join(f"honest-{number}", serve, 2000.0)
+    watching = asyncio.create_task(fleet.dispatcher.watch_nodes())
+    outcomes: Counter[str] = Counter()
+    took: list[float] = []
+    left = iter(range(count))
+    over = asyncio.Event()
+    # Some have been served before.
+    await asyncio.gather(*(fleet.ask(number) for number in range(8)))
+
+    async def client(number: int) -> None:
+        while not over.is_set():
+            sequence = await fleet.ask(number)
+            right = [token(sequence.prompt_ids, p) for p in range(MAX_TOKENS)]
+            ended = sequence.output_ids == right and sequence.error is None
+            outcomes["right" if ended else f"wrong: {sequence.error}"] += 1
+            await asyncio.sleep(0.05)
+
+    async def work() -> None:
+        for number in left:
+            node = await fleet.join(f"rogue-{number % 100}", lambda node, request: None, 1e9)
+            if (seconds := await spoil(fleet, node, rng)) is not None:
+                took.append(seconds)
+            fleet.nodes.remove(node)
+            await node.close()
+
+    async def works() -> None:
+        await asyncio.gather(*(work() for _ in range(3)))
+        over.set()
+
+    await asyncio.gather(works(), *(client(number) for number in range(6)))
+    watching.cancel()
+    return outcomes, took
+
+
+async def spoil(fleet: Fleet, node: RogueNode, rng: random.Random) -> float | None:
+    """Send one mutated message; how long it took until the node was fenced, if it had to be."""
+    nodes = fleet.dispatcher.nodes
+    kinds: list[Any] = [
+        node.status,
+        KvEvents(sequence=1, cleared=False, removed=[1, 2], stored=[3, 4]),
+        KvSnapshot(sequence=1, first=True, last=True, stored=[5, 6]),
+        Rejected("a", "b", "queue_full", "because"),
+        None,
+    ]
+    message = rng.choice(kinds)
+    if message is None:
+        try:
+            await asyncio.wait_for(node.asked.wait(), 1)
+        except TimeoutError:
+            return None
+        request = node.requests[-1]
+        frame, _ = mutated(entry(request, [20]), rng)
+        verdict = judge(frame, request, MODEL)
+        if verdict == "true" or len(frame) >= detokenizer.LINK.cut_off_bytes:
+            return None
+        node.push(request.detokenizer, frame)
+        must = verdict == "broken" and len(frame) <= detokenizer.LINK.frame_bytes
+    else:
+        frame, _ = mutated(message, rng)
+        if len(frame) >= LINK.cut_off_bytes:
+            return None
+        node.send(frame)
+        must = len(frame) > LINK.frame_bytes or not decodes(frame, NodeToRouter)
+    began = time.monotonic()
+    if must:
+        await until(lambda: nodes.state(node.name) is State.FENCED, "the fence")
+    nodes.drain(node.name, draining=False)
+    return time.monotonic() - began if must else None
+
+
+def run_fleet(monkeypatch: pytest.MonkeyPatch, attack: Callable[[Fleet], Awaitable[T]]) -> T:
+    """Start a fleet, attack it, and see that nothing came of it for the honest nodes."""
     monkeypatch.setattr(detokenizer, "load_fast_tokenizer", lambda *_, **__: byte_level())
 
-    async def run(base: str) -> None:
+    async def run(base: str) -> T:
         fleet = Fleet(base)
         await fleet.service.startup()
         try:
             await until(lambda: fleet.dispatcher.detokenizers.alive(""), "the detokenizer")
-            outcomes, fenced = await asyncio.wait_for(attack(fleet), 60)
+            result = await asyncio.wait_for(attack(fleet), 600)
         finally:
             await fleet.close()
-        print({what: round(seconds, 2) for what, seconds in fenced.items()}, outcomes)
-        assert set(outcomes) == {"right"}
-        must = {what for what, (_, breach) in MISCHIEF.items() if breach}
-        late = {w: s for w, s in fenced.items() if w in must and s > FENCED_WITHIN_S + SLACK_S}
-        assert not late
-        honest = [fleet.dispatcher.nodes.fences.closed(f"honest-{n}", *NOBODY) for n in range(2)]
-        assert honest == [None, None]
+        honest = [fleet.dispatcher.nodes.fence_of(f"honest-{n}") for n in range(2)]
+        assert honest == ["", ""]
+        return result
 
     with tempfile.TemporaryDirectory(prefix="mf-", dir="/tmp") as folder:
-        asyncio.run(run(f"ipc://{folder}"))
+        return asyncio.run(run(f"ipc://{folder}"))
 
 
-NOBODY: Any = (Origin(), (), time.monotonic())
+def test_mutated_messages_harm_no_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes, took = run_fleet(monkeypatch, lambda fleet: mutate(fleet, 200, random.Random(5)))
+    assert set(outcomes) == {"right"}
+    assert len(took) > 50
+
+
+def test_every_sequence_ends_right_and_every_rogue_is_fenced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    outcomes, fenced = run_fleet(monkeypatch, attack)
+    assert set(outcomes) == {"right"}
+    must = {what for what, (_, breach) in MISCHIEF.items() if breach}
+    late = {w: s for w, s in fenced.items() if w in must and s > FENCED_WITHIN_S + SLACK_S}
+    assert not late
