@@ -18,7 +18,7 @@ from msgspec import Struct
 from prometheus_client.parser import text_string_to_metric_families
 
 from mlxfleet.bench.far_fleet import FarFleet
-from mlxfleet.bench.rogue.mischief import MISCHIEF, entry
+from mlxfleet.bench.rogue.mischief import MISCHIEF, Mischief, entry, swallow
 from mlxfleet.bench.rogue.mutations import mutated
 from mlxfleet.bench.rogue.node import RogueNode
 from mlxfleet.bench.servers import ServerError
@@ -44,7 +44,8 @@ POLL_S = 0.05
 JOIN_S = 10.0
 # How long a rogue waits for a request that it may spoil.
 REQUEST_S = 3.0
-NAMES = 200
+# New ones for a while, so that a name that was fenced does not lack requests.
+NAMES = 900
 MAX_GROWTH_BYTES = 400_000_000
 HONEST = 2
 FRONT = ("router", "tokenizer", "detokenizer")
@@ -188,8 +189,7 @@ class Campaign:
 
     # --- what is seen -------------------------------------------------------------------------
 
-    async def _join(self, on_request: Callable[[RogueNode, Generate], None] | None = None) -> Any:
-        options = {} if on_request is None else {"on_request": on_request}
+    async def _join(self, on_request: Mischief = swallow) -> RogueNode:
         node = RogueNode(
             self._context,
             self._fleet.node_address,
@@ -197,7 +197,7 @@ class Campaign:
             self._info,
             self._model,
             security=self._security,
-            **options,
+            on_request=on_request,
         )
         async with asyncio.timeout(JOIN_S):
             await node.joined.wait()
