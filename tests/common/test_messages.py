@@ -53,7 +53,9 @@ def within(kind: Any, limits: Meta) -> st.SearchStrategy[Any]:
     if kind is int:
         return st.integers(limits.ge or 0, limits.le or 2**63 - 1)
     if kind is float:
-        return st.floats(limits.ge, limits.le)
+        least = limits.gt if limits.ge is None else limits.ge
+        above = limits.ge is None and limits.gt is not None
+        return st.floats(least, limits.le, exclude_min=above, allow_nan=False)
     if kind is str:
         return st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
     return values(kind).filter(lambda value: len(value) >= (limits.min_length or 0))
