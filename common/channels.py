@@ -112,10 +112,11 @@ class Channel(Generic[In, Out]):
         self.socket.setsockopt(zmq.MAXMSGSIZE, limits.cut_off_bytes)
         self._max_bytes = limits.frame_bytes
         self._on_malformed = on_malformed
-        self._knows_origins = limits.origins
-        self.origin = Origin()
         self.socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         address = bind or connect or ""
+        # Over ipc, libzmq gives the peer's process in the place of an address.
+        self._knows_origins = limits.origins and address.startswith("tcp://")
+        self.origin = Origin()
         if address.startswith("tcp://"):
             self._set_tcp_options(address)
         # Messages for a peer that is not connected are not kept for it.

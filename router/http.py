@@ -33,6 +33,7 @@ from mlxfleet.router.connections import CLIENT_CLOSED_REQUEST, Connections
 from mlxfleet.router.event_stream import EventStream
 from mlxfleet.router.generation import Front, Generation
 from mlxfleet.router.in_flight import InFlight
+from mlxfleet.router.malformed import with_expect
 from mlxfleet.router.metrics import Metrics, RequestRecord
 from mlxfleet.router.parameters import ChatRequest, CompletionRequest, Parameters
 from mlxfleet.router.patience import within
@@ -106,20 +107,19 @@ class Api:
         )
         app.on_response_prepare.append(self._connections.on_prepare)
         app.on_response_prepare.append(self._web_gate.sign)
-        app.add_routes(
-            [
-                web.post("/v1/chat/completions", self._chat),
-                web.post("/v1/completions", self._completion),
-                web.get("/v1/models", self._models),
-                web.get("/v1/models/{model:.+}", self._one_model),
-                web.get("/health", self._health),
-                web.get("/ready", self._ready),
-                web.get("/metrics", self._show_metrics),
-                web.get("/metrics/targets", self._metrics_targets),
-                *self._admin.routes(),
-                *Page().routes(),
-            ]
-        )
+        routes = [
+            web.post("/v1/chat/completions", self._chat),
+            web.post("/v1/completions", self._completion),
+            web.get("/v1/models", self._models),
+            web.get("/v1/models/{model:.+}", self._one_model),
+            web.get("/health", self._health),
+            web.get("/ready", self._ready),
+            web.get("/metrics", self._show_metrics),
+            web.get("/metrics/targets", self._metrics_targets),
+            *self._admin.routes(),
+            *Page().routes(),
+        ]
+        app.add_routes(with_expect(routes))
         return app
 
     # --- middlewares --------------------------------------------------------------------------

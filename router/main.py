@@ -26,6 +26,7 @@ from mlxfleet.router.fleet_metrics import FleetCollector
 from mlxfleet.router.generation import Front
 from mlxfleet.router.http import Api
 from mlxfleet.router.in_flight import InFlight
+from mlxfleet.router.malformed import server_log
 from mlxfleet.router.metrics import Metrics
 from mlxfleet.router.own_names import OwnNames
 from mlxfleet.router.recent import Recent
@@ -63,6 +64,7 @@ class RouterService(Service):
         self._context = zmq.Context()
         metrics = Metrics()
         metrics.start_at_zero(self._catalog.names)
+        self._http_log = server_log(metrics.malformed_requests.inc)
         bodies = make_bodies(told, metrics)
         self._connections = make_connections(options, metrics)
         metrics.watch_clients(self._connections, bodies.budget)
@@ -154,6 +156,7 @@ class RouterService(Service):
             self._api.application(),
             handler_cancellation=True,
             access_log=None,
+            logger=self._http_log,
             # What is left after the drain is cut off.
             shutdown_timeout=CUT_OFF_S,
             # Bodies are refused by what they say of their encoding; none is ever decompressed.

@@ -120,6 +120,9 @@ REFUSED_WEB = counter(
     " host_not_allowed, origin_not_allowed, admin_header_required, json_required.",
     "code",
 )
+MALFORMED_REQUESTS = counter(
+    "mlxfleet_malformed_requests_total", "Requests that were refused because they are not HTTP."
+)
 NODE_FENCES = counter(
     "mlxfleet_node_fences_total",
     "Times that the node was fenced for breaking the protocol, by what it did: malformed, tokens,"

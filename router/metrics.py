@@ -71,6 +71,7 @@ class Metrics:
         self.failovers = families.FAILOVERS.counter(registry)
         self.fences = families.NODE_FENCES.counter(registry)
         self.refused_nodes = families.REFUSED_NODES.counter(registry)
+        self.malformed_requests = families.MALFORMED_REQUESTS.counter(registry)
         self.refused_web = families.REFUSED_WEB.counter(registry)
         self.connections_closed = families.CONNECTIONS_CLOSED.counter(registry)
         self.bodies_refused = families.BODIES_REFUSED.counter(registry)
