@@ -15,6 +15,8 @@ from typing import Any, Generic, TypeVar
 import msgspec
 import zmq
 
+from mlxfleet.common.channels import Origin
+
 In = TypeVar("In")
 Out = TypeVar("Out")
 
@@ -111,6 +113,7 @@ class FakeChannel(Generic[In, Out]):
         self.identity = (identity or f"anonymous-{id(self)}").encode()
         self.connection: Connection | None = None
         self.unsent_frames: list[bytes] = []
+        self.origin = Origin()
         self.closed = False
         self.dropped_frames = 0
         self.unsent = 0

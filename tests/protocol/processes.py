@@ -161,6 +161,8 @@ def expect(prompt: list[int], sampling: Sampling, stop: list[str]) -> tuple[list
         output_ids=[],
         sent_chars=0,
         stop=stop,
+        max_tokens=sampling.max_tokens,
+        vocab_size=VOCAB_SIZE,
     )
     piece = Stream(TextVocabulary(TOKENIZER), opening).push(0, ids, Finish("length"), [])
     assert piece is not None
