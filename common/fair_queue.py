@@ -52,7 +52,7 @@ class Client(Share, Generic[T]):
 @dataclass(eq=False)
 class Entry(Generic[T]):
     """Where an item belongs; `number` is the order of arrival, `began` what its request had had
-    when it got its place."""
+    when it got its place, `uncharged` are tokens that are charged before the next decision."""
 
     priority: Priority
     client: Client[T]
@@ -61,6 +61,7 @@ class Entry(Generic[T]):
     began: float = 0.0
     ahead: int = 0
     started: bool = False
+    uncharged: int = 0
 
 
 class FairQueue(Generic[T]):
@@ -70,6 +71,7 @@ class FairQueue(Generic[T]):
         self._classes: dict[Priority, Level[Client[T]]] = {p: Level() for p in PRIORITIES}
         self._entries: dict[T, Entry[T]] = {}
         self._numbers = itertools.count()
+        self._uncharged: list[Entry[T]] = []
         self.started = 0
 
     def __contains__(self, item: T) -> bool:
@@ -88,6 +90,7 @@ class FairQueue(Generic[T]):
 
     def push(self, item: T, party: Party) -> None:
         """An item waits, as the last of its request."""
+        self._charge_all()
         clients = self._classes[party.priority]
         number = next(self._numbers)
         client = clients.get(party.client)
@@ -110,6 +113,7 @@ class FairQueue(Generic[T]):
 
     def start(self, item: T) -> None:
         """An item that waits gets a place."""
+        self._charge_all()
         entry = self._entries[item]
         del entry.request.queue[item]
         entry.request.started[item] = None
@@ -125,13 +129,24 @@ class FairQueue(Generic[T]):
         """Tokens were computed for an item; one that is not here is nobody's."""
         entry = self._entries.get(item)
         if entry is not None:
+            # This is the path of every token: the sums are made when somebody asks.
+            if not entry.uncharged:
+                self._uncharged.append(entry)
+            entry.uncharged += tokens
+
+    def _charge_all(self) -> None:
+        """Bring all times up to date."""
+        for entry in self._uncharged:
+            tokens, entry.uncharged = entry.uncharged, 0
             in_advance = min(entry.ahead, tokens)
             entry.ahead -= in_advance
             entry.client.requests.charge(entry.request, tokens, in_advance)
             self._classes[entry.priority].charge(entry.client, tokens, in_advance)
+        self._uncharged.clear()
 
     def discard(self, item: T) -> None:
         """An item leaves, whether it waits or holds a place, or is not here at all."""
+        self._charge_all()
         entry = self._entries.pop(item, None)
         if entry is None:
             return
@@ -144,6 +159,7 @@ class FairQueue(Generic[T]):
 
     def put_back(self, item: T) -> None:
         """An item that holds a place waits again, as the first of its request."""
+        self._charge_all()
         entry = self._entries[item]
         self._stop(item, entry)
         self._wait(item, entry)
@@ -170,6 +186,7 @@ class FairQueue(Generic[T]):
 
     def in_order(self) -> Iterator[T]:
         """All that wait, the next first. Ends with the first change; then ask again."""
+        self._charge_all()
         for clients in self._classes.values():
             for client in clients.waiting():
                 for request in client.requests.waiting():
@@ -177,6 +194,7 @@ class FairQueue(Generic[T]):
 
     def first(self) -> T | None:
         """The next that waits."""
+        self._charge_all()
         for clients in self._classes.values():
             if (client := clients.next()) is not None:
                 request = client.requests.next()
@@ -188,6 +206,7 @@ class FairQueue(Generic[T]):
         """The next that waits and is owed one of so many places: its request, its client and all
         together hold fewer than their shares. Places that others hold beyond their shares, or with
         a lower priority, do not count."""
+        self._charge_all()
         left = float(places)
         for clients in self._classes.values():
             shares = {client.name: share_of(clients, client, left) for client in clients}
@@ -206,6 +225,7 @@ class FairQueue(Generic[T]):
         """Sorts items that hold places: by class, by what their clients have had, and for one
         client by what their requests had had when the items got their places. So one client's
         requests follow each other, and do not all take twice as long because they alternate."""
+        self._charge_all()
         entry = self._entries[item]
         level = PRIORITIES.index(entry.priority)
         return level, entry.client.order[0], entry.began, entry.number
@@ -224,6 +244,7 @@ class FairQueue(Generic[T]):
         """Items that hold some of so many places and should make room for another: those of lower
         priority, then those whose client holds more than its share, or whose request does if it is
         the same client's. The first is the latest of who has had most."""
+        self._charge_all()
         entry = self._entries[item]
         found: list[T] = []
         for priority in reversed(PRIORITIES[PRIORITIES.index(entry.priority) + 1 :]):

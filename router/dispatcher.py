@@ -410,18 +410,21 @@ class Dispatcher:
             self._rejections.take(sequence, message)
 
     def _on_text(self, text: Text) -> None:
-        now = time.perf_counter()
+        now, heard = time.perf_counter(), time.monotonic()
         for position, (rid, attempt) in enumerate(zip(text.rids, text.attempts, strict=True)):
             if (sequence := self._current(rid, attempt)) is None:
                 continue
             try:
-                self._deliver(sequence, text, position, now)
+                self._deliver(sequence, text, position, now, heard)
             except Exception:
                 log.exception("could not take in text of %s", rid)
                 sequence.fail(GenerationError("the request's text could not be taken in"))
 
-    def _deliver(self, sequence: Sequence, text: Text, position: int, now: float) -> None:
-        """Take in what is new of an entry; ask again if something is missing before it."""
+    def _deliver(
+        self, sequence: Sequence, text: Text, position: int, now: float, heard: float
+    ) -> None:
+        """Take in what is new of an entry; ask again if something is missing before it. It is `now`
+        by time.perf_counter() and was `heard` at a time.monotonic()."""
         known_ids = len(sequence.output_ids) - text.starts[position]
         known_chars = sequence.chars - text.offsets[position]
         if known_ids < 0 or known_chars < 0:
@@ -439,7 +442,7 @@ class Dispatcher:
             sequence.computed(len(ids))
             sequence.refused_since = None
             self.nodes.brought_tokens(sequence.node, sequence.rid)
-            self._progress.brought(sequence, time.monotonic())
+            self._progress.brought(sequence, heard)
             if sequence.last_token is None:
                 self._routing.answered(sequence)
                 sequence.trace.answered(now)

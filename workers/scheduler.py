@@ -455,6 +455,8 @@ class Scheduler:
     def _next(self, model: ModelInfo, blocked: set[str]) -> Sequence | None:
         """Who is to be admitted: the next of the queue, if it fits, else one that has less than its
         share, for which others may have to make room."""
+        if not self._waiting:
+            return None
         rid = next((rid for rid in self._fair.in_order() if rid not in blocked), None)
         if rid is None:
             return None
