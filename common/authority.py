@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
+MAX_REMEMBERED = 256
 MAX_LENGTH = 512
 LARGEST_PORT = 65535
 AUTHORITY = re.compile(
@@ -38,6 +40,7 @@ class Origin(NamedTuple):
     authority: Authority | None
 
 
+@lru_cache(maxsize=MAX_REMEMBERED)
 def parse_authority(text: str) -> Authority | None:
     """The value of a Host header. IPv6 addresses stand in brackets, a zone is left out."""
     found = AUTHORITY.fullmatch(text) if len(text) <= MAX_LENGTH else None

@@ -46,7 +46,9 @@ TCP_HANDSHAKE_MS = 5_000
 GOODBYE_S = 0.25
 
 # As plain numbers, which pyzmq takes twice as fast as its own.
-EVENTS, READABLE = int(zmq.EVENTS), int(zmq.POLLIN)
+EVENTS, READABLE, MORE = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.RCVMORE)
+NOBLOCK = int(zmq.NOBLOCK)
+NOBLOCK_MORE = NOBLOCK | int(zmq.SNDMORE)
 
 # What is subscribed to begins with this.
 EVERYTHING = b""
@@ -178,7 +180,9 @@ class Channel(Generic[In, Out]):
         frame = self._encoder.encode(message)
         now = time.time()
         try:
-            self.socket.send_multipart([frame] if to is None else [to, frame], zmq.NOBLOCK)
+            if to is not None:
+                self.socket.send(to, NOBLOCK_MORE)
+            self.socket.send(frame, NOBLOCK)
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EAGAIN, errno.EHOSTUNREACH):
                 raise
@@ -235,7 +239,10 @@ class Channel(Generic[In, Out]):
     def _read(self) -> list[bytes]:
         """One message's frames; zmq.Again if there is none."""
         if not self._knows_origins:
-            return self.socket.recv_multipart(zmq.NOBLOCK)
+            parts = [self.socket.recv(NOBLOCK)]
+            while self.socket.get(MORE):
+                parts.append(self.socket.recv(NOBLOCK))
+            return parts
         frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
         self.origin = Origin(detail(frames[-1], "Peer-Address"), detail(frames[-1], "User-Id"))
         return [frame.bytes for frame in frames]

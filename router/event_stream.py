@@ -26,6 +26,7 @@ class EventStream:
         self._last_s = self._loop.time()
         self._sending = False
         self._opening = asyncio.Lock()
+        self._timer: asyncio.TimerHandle | None = None
         self._pinging: asyncio.Task[None] | None = None
         self.response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
@@ -33,7 +34,7 @@ class EventStream:
 
     async def __aenter__(self) -> Self:
         if self._ping_s:
-            self._pinging = asyncio.create_task(self._ping())
+            self._look_after(self._ping_s)
         return self
 
     async def __aexit__(
@@ -42,6 +43,8 @@ class EventStream:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         if (pinging := self._pinging) is not None:
             pinging.cancel()
             await asyncio.wait({pinging})
@@ -76,19 +79,25 @@ class EventStream:
             if not self.response.prepared:
                 await self.response.prepare(self._http)
 
+    def _look_after(self, seconds: float) -> None:
+        self._timer = self._loop.call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        """Ping if nothing was sent for long enough, and look again in time."""
+        left_s = self._last_s + self._ping_s - self._loop.time()
+        if left_s > 0:
+            self._look_after(left_s)
+            return
+        self._last_s = self._loop.time()
+        self._look_after(self._ping_s)
+        # A client that does not read what there is needs no pings.
+        if not self._sending and (self._pinging is None or self._pinging.done()):
+            self._pinging = self._loop.create_task(self._ping())
+
     async def _ping(self) -> None:
-        """Ping whenever it is time, until it is cancelled or the client is gone."""
-        while True:
-            await asyncio.sleep(self._last_s + self._ping_s - self._loop.time())
-            if self._loop.time() - self._last_s < self._ping_s:
-                continue
-            self._last_s = self._loop.time()
-            # A client that does not read what there is needs no pings.
-            if self._sending:
-                continue
-            try:
-                await self._open()
-                await self.response.write(PING)
-            except ConnectionResetError:
-                return
-            self._on_ping()
+        try:
+            await self._open()
+            await self.response.write(PING)
+        except ConnectionResetError:
+            return
+        self._on_ping()

@@ -133,14 +133,15 @@ class Generation:
         """Start, then yield (choice, what is new) until every choice has ended."""
         async with within(self.deadline):
             await self._start(self.sequences[0])
-        self._rest = rest = asyncio.create_task(self._start_rest())
-        rest.add_done_callback(lambda _: self._wakeup.set())
+        if len(self.sequences) > 1:
+            self._rest = asyncio.create_task(self._start_rest())
+            self._rest.add_done_callback(lambda _: self._wakeup.set())
         running = dict(enumerate(self.sequences))
         while running:
             await self._wakeup.wait()
             self._wakeup.clear()
-            if rest.done():
-                rest.result()
+            if self._rest is not None and self._rest.done():
+                self._rest.result()
             for index, sequence in list(running.items()):
                 ended = sequence.ended
                 if delta := sequence.take():
