@@ -131,7 +131,14 @@ def test_last_tokens_that_overtake_their_stream_are_asked_for_again(tiny_model: 
         node.connect(decoder.decode(frame).token_address)
         opening = msgspec.msgpack.encode(
             OpenStream(
-                rid="late", attempt="1", prompt_tail=[1], output_ids=[], sent_chars=0, stop=[]
+                rid="late",
+                attempt="1",
+                prompt_tail=[1],
+                output_ids=[],
+                sent_chars=0,
+                stop=[],
+                max_tokens=2,
+                vocab_size=0,
             )
         )
         send_tokens("late")
