@@ -89,7 +89,7 @@ def test_requests_from_before_the_model_is_loaded_are_answered(early: EarlyFleet
         stream = pool.submit(read_stream, early, BODY)
         hasty = {"X-Request-Timeout": "0.2"}
         late = pool.submit(early.post, "/v1/completions", {**BODY, "stream": False}, hasty)
-        wait_for(lambda: " of " in loading_words(early), "progress")
+        wait_for(lambda: " of " in (loading_words(early) or ""), "progress")
         shown = json.loads(early.get("/fleet")[1])["nodes"][0]
         assert shown["state"] == "loading"
         assert shown["loading"]["stage"] == "reading"
