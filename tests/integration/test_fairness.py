@@ -99,4 +99,6 @@ def test_rows_that_yield_go_on_where_they_were(fleet: Fleet) -> None:
     with ThreadPoolExecutor(2) as pool:
         together = list(pool.map(ask, ("a", "b")))
     assert together == alone
-    assert fleet.metric("mlxfleet_preemptions_total") > before
+    wait_for(
+        lambda: fleet.metric("mlxfleet_preemptions_total") > before, "a report of rows that yielded"
+    )
