@@ -18,6 +18,7 @@ import psutil
 from mlxfleet.bench.processes import process_name
 from mlxfleet.bench.servers import (
     HOST,
+    READY_TIMEOUT_S,
     ServerError,
     ServerSpec,
     console_script,
@@ -25,6 +26,7 @@ from mlxfleet.bench.servers import (
     serving,
     start,
     stop,
+    wait_until_it_answers,
 )
 from mlxfleet.common.key_files import DEFAULT_NODE, write_keys
 
@@ -115,9 +117,19 @@ class FarNode:
     parent: Process
 
     async def restart(self) -> None:
-        """Start it again, after a SIGTERM if it still runs."""
+        """Start it again, after a SIGTERM if it still runs, and wait until it says that it is
+        ready. ServerError if it ends before, or takes too long."""
         await stop(self.parent)
+        said = self.log.stat().st_size
         self.parent = await start(self.spec, self.log)
+        await wait_until_it_answers(
+            self.spec, self.parent, self.log, READY_TIMEOUT_S, lambda: self._ready_after(said)
+        )
+
+    async def _ready_after(self, position: int) -> str:
+        """What is missing until it has said behind a position of its log that it is ready."""
+        said = self.log.read_bytes()[position:]
+        return "" if f"\nready node {self.name}\n".encode() in said else "it is not ready"
 
     async def stop(self) -> None:
         """Stop whatever runs of it."""

@@ -86,10 +86,12 @@ def draw(rng: random.Random, choices: Sequence[Fault]) -> Fault:
 
 def goes_with(first: Fault, second: Fault) -> bool:
     """Whether the second can be made while the first lasts. A node is not started twice at once,
-    and no undrain ends another fault's drain."""
+    none of its processes is killed while it starts, which ends it as it should, and no undrain
+    ends another fault's drain."""
     whole, drains = ("kill node", "restart"), ("drain", "swing", "restart")
-    if first.target == second.target and (
-        first.action == second.action or {first.action, second.action} <= {*whole}
-    ):
+    actions = {first.action, second.action}
+    if first.target == second.target and first.action == second.action:
+        return False
+    if first.node == second.node and actions & {*whole} and actions <= {"kill", *whole}:
         return False
     return first.action not in drains or second.action not in drains

@@ -41,6 +41,9 @@ def test_a_second_fault_goes_with_the_first_and_begins_while_it_lasts(
         assert (first.action, first.target) != (second.action, second.target)
         assert not (first.action in DRAINS and second.action in DRAINS)
         assert step.gap_s <= max(first.lasting_s, 0.5)
+        starts = {first.action, second.action} & {"kill node", "restart"}
+        kills = "kill" in (first.action, second.action)
+        assert not (starts and kills and first.node == second.node)
 
 
 def test_everything_that_a_fleet_can_have_comes() -> None:
