@@ -90,7 +90,8 @@ class Channel(Generic[In, Out]):
 
     `dropped_frames` counts frames that were not a message of `In`, of which `on_malformed` hears,
     and `unsent` messages for peers that are gone or do not read. `origin` is that of the message or
-    malformed frame that is being handled.
+    malformed frame that is being handled. With `immediate` nothing is kept for a peer that is not
+    connected; such a client connects when `watch` is called, which tells it whether it is.
     """
 
     def __init__(
@@ -121,8 +122,9 @@ class Channel(Generic[In, Out]):
         self.origin = Origin()
         if address.startswith("tcp://"):
             self._set_tcp_options(address)
-        # Messages for a peer that is not connected are not kept for it.
-        self.socket.setsockopt(zmq.IMMEDIATE, immediate)
+        # Not by libzmq's option of that name, which with a connection's end also drops what has
+        # come by it.
+        self._may_send = not immediate
         if security is not None:
             security.apply(self.socket)
         if identity is not None:
@@ -146,7 +148,8 @@ class Channel(Generic[In, Out]):
         if bind is not None:
             remove_stale_socket(bind)
             self.socket.bind(bind)
-        if connect is not None:
+        self._immediate_to = connect if immediate else None
+        if connect is not None and not immediate:
             self.socket.connect(connect)
 
     def _set_tcp_options(self, address: str) -> None:
@@ -159,7 +162,8 @@ class Channel(Generic[In, Out]):
 
     def watch(self, events: int, on_event: Callable[[zmq.Event], None]) -> None:
         """Call `on_event` from the running event loop for connections made, lost or refused:
-        those of the socket monitor's `events`."""
+        those of the socket monitor's `events`. An attached channel hands over what has come by a
+        connection before it tells of the connection's end."""
         loop = asyncio.get_running_loop()
         monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(events)
 
@@ -169,9 +173,16 @@ class Channel(Generic[In, Out]):
                     frames = monitor.recv_multipart(zmq.NOBLOCK)
                 except zmq.Again:
                     return
-                on_event(zmq.Event(parse_monitor_message(frames)["event"]))
+                self._turn()
+                event = zmq.Event(parse_monitor_message(frames)["event"])
+                if self._immediate_to is not None:
+                    self._may_send = event is zmq.Event.HANDSHAKE_SUCCEEDED
+                if self._monitor is monitor:
+                    on_event(event)
 
         self._monitor = monitor
+        if self._immediate_to is not None:
+            self.socket.connect(self._immediate_to)
         loop.add_reader(monitor.fileno(), read)
         loop.call_soon(read)
 
@@ -180,6 +191,8 @@ class Channel(Generic[In, Out]):
         frame = self._encoder.encode(message)
         now = time.time()
         try:
+            if not self._may_send:
+                raise zmq.Again
             if to is not None:
                 self.socket.send(to, NOBLOCK_MORE)
             self.socket.send(frame, NOBLOCK)

@@ -205,7 +205,8 @@ class WorkerRun:
 
 def end_at_once(number: int, frame: FrameType | None) -> NoReturn:
     """Handle a signal that comes before there is anything to finish. Python unwinds, so that the
-    memory of a GPU is given back."""
+    memory of a GPU is given back; a second signal would only break that off."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(ExitCode.OK)
 
 

@@ -432,3 +432,54 @@ def test_a_closed_channel_gives_nothing_more(direct: Link) -> None:
         assert attached.received == []
 
     asyncio.run(test())
+
+
+def immediate(
+    context: zmq.Context[Any], address: str, events: list[object]
+) -> Channel[Either, Either]:
+    """A watched client that keeps nothing for a server that is not there; its messages go among
+    the `events` of its connection."""
+    client: Channel[Either, Either] = Channel(
+        context, zmq.DEALER, Either, connect=address, identity="me", immediate=True
+    )
+    client.attach(lambda _, message: events.append(message))
+    client.watch(zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED, events.append)
+    return client
+
+
+def test_what_came_by_a_connection_is_handed_over_before_its_end_is_told(
+    context: zmq.Context[Any], address: str
+) -> None:
+    async def test() -> None:
+        server: Channel[Either, Either] = channels.server(context, Either, address)
+        events: list[object] = []
+        client = immediate(context, address, events)
+        await until(lambda: events, "the connection")
+        client.send(Ping(1))
+        [(sender, _)] = take(server, 1)
+        server.send(Pong(["goodbye"]), to=sender)
+        server.close(linger_s=DEADLINE_S)
+        # Both are there when the loop gets to look.
+        time.sleep(0.2)  # noqa: ASYNC251
+        await until(lambda: zmq.Event.DISCONNECTED in events, "its end")
+        assert events[1:] == [Pong(["goodbye"]), zmq.Event.DISCONNECTED]
+        client.close()
+
+    asyncio.run(test())
+
+
+def test_an_immediate_client_keeps_nothing_for_a_server_that_is_not_there(
+    context: zmq.Context[Any], address: str
+) -> None:
+    async def test() -> None:
+        events: list[object] = []
+        client = immediate(context, address, events)
+        assert not client.send(Ping(1))
+        server: Channel[Either, Either] = channels.server(context, Either, address)
+        await until(lambda: events, "the connection")
+        assert client.send(Ping(2))
+        assert [message for _, message in take(server, 1)] == [Ping(2)]
+        server.close()
+        client.close()
+
+    asyncio.run(test())

@@ -385,6 +385,7 @@ def test_a_second_signal_ends_a_start_at_once(tiny_model: Path) -> None:
         assert fleet.process.wait(timeout=30) == ExitCode.OK
     finally:
         fleet.__exit__()
+    assert trouble(fleet) == [], fleet.output
 
 
 def test_model_that_does_not_fit(tiny_model: Path) -> None:
