@@ -60,5 +60,6 @@ def check_logprobs(entry: TokenLogprobs, vocab_size: int) -> None:
 def check_ids(ids: list[int], vocab_size: int) -> None:
     """Raise BrokenError for token ids outside the vocabulary."""
     most = min(vocab_size - 1, MAX_TOKEN_ID) if vocab_size else MAX_TOKEN_ID
-    if ids and (min(ids) < 0 or max(ids) > most):
-        raise BrokenError(f"token ids from {min(ids)} to {max(ids)}, outside the vocabulary")
+    for token_id in ids:
+        if not 0 <= token_id <= most:
+            raise BrokenError(f"token id {token_id}, outside the vocabulary")

@@ -133,10 +133,9 @@ class Admission:
             weight=ticket.weight,
             priority=ticket.priority,
         )
-        places = [Place(line, party) for _ in range(ticket.sequences)]
         for_node = partial(self._for_node, line, ticket.model)
         for_place = Wait(self._max_wait_s, lambda: line.capacity() is None)
-        line.join(places)
+        places = line.join(party, ticket.sequences)
         try:
             async with within(ticket.deadline):
                 await self._wait(places[0], for_node(), for_place)

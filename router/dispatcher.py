@@ -336,7 +336,9 @@ class Dispatcher:
             ),
         )
         if sent:
-            sequence.computed(self._routing.sent(sequence))
+            to_compute = self._routing.sent(sequence)
+            if sequence.place is not None:
+                sequence.place.computed(to_compute)
 
     def _recover(self, sequence: Sequence) -> None:
         """Open the stream again with what we have, and have the rest sent once more."""
@@ -411,25 +413,31 @@ class Dispatcher:
 
     def _on_text(self, text: Text) -> None:
         now, heard = time.perf_counter(), time.monotonic()
+        came: dict[str, int] = {}
         for position, (rid, attempt) in enumerate(zip(text.rids, text.attempts, strict=True)):
-            if (sequence := self._current(rid, attempt)) is None:
+            # As `_current`, without a call: this is the path of every token.
+            sequence = self._sequences.get(rid)
+            if sequence is None or sequence.ended or sequence.attempt != attempt:
                 continue
             try:
-                self._deliver(sequence, text, position, now, heard)
+                tokens = self._deliver(sequence, text, position, now, heard)
+                came[sequence.model] = came.get(sequence.model, 0) + tokens
             except Exception:
                 log.exception("could not take in text of %s", rid)
                 sequence.fail(GenerationError("the request's text could not be taken in"))
+        for model, tokens in came.items():
+            self._metrics.output_tokens.labels(model).inc(tokens)
 
     def _deliver(
         self, sequence: Sequence, text: Text, position: int, now: float, heard: float
-    ) -> None:
-        """Take in what is new of an entry; ask again if something is missing before it. It is `now`
-        by time.perf_counter() and was `heard` at a time.monotonic()."""
+    ) -> int:
+        """Take in what is new of an entry, and count its tokens; ask again if something is missing
+        before it. It is `now` by time.perf_counter() and was `heard` at a time.monotonic()."""
         known_ids = len(sequence.output_ids) - text.starts[position]
         known_chars = sequence.chars - text.offsets[position]
         if known_ids < 0 or known_chars < 0:
             self._recover(sequence)
-            return
+            return 0
         ids = text.ids[position][known_ids:]
         piece = text.texts[position][known_chars:]
         pending = sequence.pending
@@ -439,9 +447,11 @@ class Dispatcher:
         if logprobs := text.logprobs.get(position):
             pending.logprobs.extend(logprobs[known_ids:])
         if ids:
-            sequence.computed(len(ids))
-            sequence.refused_since = None
-            self.nodes.brought_tokens(sequence.node, sequence.rid)
+            if sequence.place is not None:
+                sequence.place.computed(len(ids))
+            if not sequence.trials.answered:
+                sequence.refused_since = None
+                self.nodes.brought_tokens(sequence.node, sequence.rid)
             self._progress.brought(sequence, heard)
             if sequence.last_token is None:
                 self._routing.answered(sequence)
@@ -457,6 +467,7 @@ class Dispatcher:
             self._metrics.cached_tokens.labels(sequence.model).inc(cached)
         if pending:
             sequence.wakeup.set()
+        return len(ids)
 
 
 def new_rid() -> str:

@@ -42,6 +42,7 @@ from mlxfleet.router.patience import within
 from mlxfleet.router.reading import Asked, field_of, read
 from mlxfleet.router.sequences import Delta, Sequence
 from mlxfleet.router.tokenizers import Tokenizers
+from mlxfleet.router.wakeup import Wakeup
 
 
 @dataclass
@@ -75,7 +76,7 @@ class Generation:
         self._dispatcher = dispatcher
         self.model = model
         self.deadline: float | None = None
-        self._wakeup = asyncio.Event()
+        self._wakeup = Wakeup()
         self._rest: asyncio.Task[None] | None = None
         self.rid = new_rid()
         self.n = request.n or 1

@@ -10,12 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import NamedTuple
 
 from prometheus_client import (
     CollectorRegistry,
-    Counter,
-    Histogram,
     disable_created_metrics,
     generate_latest,
 )
@@ -29,6 +26,7 @@ from mlxfleet.router.connections import CLOSINGS, Connections
 from mlxfleet.router.patience import Patience
 from mlxfleet.router.sequences import Sequence
 from mlxfleet.router.stages import Stages
+from mlxfleet.router.token_gaps import TokenGaps
 from mlxfleet.router.web_guard import CODES
 
 ENDPOINTS = ("chat", "completions")
@@ -45,14 +43,6 @@ class RequestRecord:
     outcome: str = "error"
 
 
-class TokenMetrics(NamedTuple):
-    """What is recorded of a model's tokens."""
-
-    output: Counter
-    ttft: Histogram
-    inter_token: Histogram
-
-
 class Metrics:
     """Counters and histograms, and the registry of everything that /metrics shows."""
 
@@ -63,7 +53,8 @@ class Metrics:
         self.answered = families.REQUESTS_ANSWERED.counter(registry)
         self.request_seconds = families.REQUEST_SECONDS.histogram(registry)
         self.ttft = families.TTFT_SECONDS.histogram(registry)
-        self.inter_token = families.INTER_TOKEN_SECONDS.histogram(registry)
+        self.token_gaps = TokenGaps()
+        registry.register(self.token_gaps)
         self.prompt_tokens = families.PROMPT_TOKENS.counter(registry)
         self.cached_tokens = families.CACHED_PROMPT_TOKENS.counter(registry)
         self.output_tokens = families.OUTPUT_TOKENS.counter(registry)
@@ -76,8 +67,6 @@ class Metrics:
         self.connections_closed = families.CONNECTIONS_CLOSED.counter(registry)
         self.bodies_refused = families.BODIES_REFUSED.counter(registry)
         self.stream_pings = families.STREAM_PINGS.counter(registry)
-        # Looked up once per model: this is the path of every token.
-        self._tokens: dict[str, TokenMetrics] = {}
         self.stages = Stages()
         registry.register(self.stages)
         build = families.BUILD_INFO.gauge(registry)
@@ -148,22 +137,12 @@ class Metrics:
             self.request_seconds.labels(record.model, endpoint).observe(taken_s)
 
     def observe_tokens(self, sequence: Sequence, count: int, now: float) -> None:
-        """Record the arrival of `count` tokens at `now` (time.perf_counter)."""
-        metrics = self._tokens.get(sequence.model) or self._token_metrics(sequence.model)
-        metrics.output.inc(count)
+        """Record when `count` tokens of a sequence came: `now` (time.perf_counter)."""
         if sequence.last_token is None:
-            metrics.ttft.observe(now - sequence.arrived)
+            self.ttft.labels(sequence.model).observe(now - sequence.arrived)
         else:
-            metrics.inter_token.observe((now - sequence.last_token) / count)
+            self.token_gaps.of[sequence.model].observe((now - sequence.last_token) / count)
         sequence.last_token = now
-
-    def _token_metrics(self, model: str) -> TokenMetrics:
-        found = self._tokens[model] = TokenMetrics(
-            self.output_tokens.labels(model),
-            self.ttft.labels(model),
-            self.inter_token.labels(model),
-        )
-        return found
 
     def render(self) -> bytes:
         """The exposition format."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TypeVar
 
 from mlxfleet.common.errors import DeadlineError, UnavailableError
@@ -79,8 +80,13 @@ class Wait:
         return now - self._idle_since > self._limit_s
 
 
+def within(deadline: float | None) -> AbstractAsyncContextManager[None]:
+    """DeadlineError if the body takes until a time of the event loop; None is never."""
+    return contextlib.nullcontext() if deadline is None else ending_at(deadline)
+
+
 @asynccontextmanager
-async def within(deadline: float | None) -> AsyncIterator[None]:
+async def ending_at(deadline: float) -> AsyncIterator[None]:
     """DeadlineError if the body takes until a time of the event loop."""
     try:
         async with asyncio.timeout_at(deadline):

@@ -21,14 +21,14 @@ class Capacity(NamedTuple):
 class Place:
     """One sequence's place on the nodes: wanted, then held until it is left."""
 
-    def __init__(self, line: Line, party: Party) -> None:
-        self.party = party
+    def __init__(self, line: Line, charge: Callable[[Place, int], None]) -> None:
+        self._charge = charge
         self.given: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._line = line
 
     def computed(self, tokens: int) -> None:
         """So many tokens were computed for the sequence."""
-        self._line.computed(self, tokens)
+        self._charge(self, tokens)
 
     def leave(self) -> None:
         """The sequence has ended; nothing if it has left already."""
@@ -47,21 +47,21 @@ class Line:
         """Sequences of a priority that wait."""
         return self._queue.depth(priority)
 
-    def join(self, places: Iterable[Place]) -> None:
-        """Wait for places."""
+    def join(self, party: Party, sequences: int) -> list[Place]:
+        """Wait for places for so many sequences."""
+        places = [Place(self, self._queue.charge) for _ in range(sequences)]
         for place in places:
-            self._queue.push(place, place.party)
+            self._queue.push(place, party)
         self.pump()
+        return places
 
     def leave(self, places: Iterable[Place]) -> None:
         """Wait no more, and hold none; others may have them."""
-        for place in places:
+        here = [place for place in places if place in self._queue]
+        for place in here:
             self._queue.discard(place)
-        self.pump()
-
-    def computed(self, place: Place, tokens: int) -> None:
-        """Charge who holds a place."""
-        self._queue.charge(place, tokens)
+        if here:
+            self.pump()
 
     def pump(self) -> None:
         """Give out what there is."""
@@ -70,7 +70,7 @@ class Line:
             place.given.set_result(None)
 
     def _next(self) -> Place | None:
-        capacity = self.capacity()
+        capacity = self.capacity() if self._queue.waiting else None
         if capacity is None:
             return None
         if self._queue.started < capacity.usual:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import dataclass, field
 
@@ -11,6 +10,7 @@ from mlxfleet.common.messages import Finish, FinishReason, Party, Sampling, Toke
 from mlxfleet.router.places import Place
 from mlxfleet.router.sequence_trace import SequenceTrace
 from mlxfleet.router.trials import Trials
+from mlxfleet.router.wakeup import Wakeup
 
 MAX_FRUITLESS_MOVES = 3
 MAX_MOVES = 32
@@ -33,22 +33,22 @@ class Sequence:
     """A sequence in flight.
 
     `attempt` identifies the last Generate; what carries another one is stale. `wakeup` is shared by
-    all sequences of one HTTP request. `output_ids` and `chars` are what has
-    arrived, whether the client has read it or not; `pending` is what it has not. `block_hashes` are
-    those of the prompt, `session` what the client calls the conversation. It runs on behalf of
-    `party`, at its `place` among those that share the nodes; `siblings` says that the request has
-    other sequences with its prompt. `moves` counts the
-    nodes that were lost under it, `fruitless_moves` those since its last token; `stranded_since` is
-    when its node was last seen to be lost with no other to go to, `refused_since` when a node first
-    had no room for it, both in time.monotonic(). Its request `arrived`, and the `last_token` came,
-    in time.perf_counter().
+    all sequences of one HTTP request. `output_ids` and `chars` are what has arrived, whether the
+    client has read it or not; `pending` is what it has not. `block_hashes` are those of the prompt,
+    `session` what the client calls the conversation. It runs on behalf of `party`, at its `place`
+    among those that share the nodes; `siblings` says that the request has other sequences with its
+    prompt. It has `ended` when its final message has come. `moves` counts the nodes that were lost
+    under it, `fruitless_moves` those since its last token; `stranded_since` is when its node was
+    last seen to be lost with no other to go to, `refused_since` when a node first had no room for
+    it, both in time.monotonic(). Its request `arrived`, and the `last_token` came, in
+    time.perf_counter().
     """
 
     rid: str
     prompt_ids: list[int]
     sampling: Sampling
     stop: list[str]
-    wakeup: asyncio.Event
+    wakeup: Wakeup
     model: str = ""
     block_hashes: list[int] = field(default_factory=list)
     session: str | None = None
@@ -61,6 +61,7 @@ class Sequence:
     output_ids: list[int] = field(default_factory=list)
     chars: int = 0
     pending: Delta = field(default_factory=Delta)
+    ended: bool = False
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
     detokenizer_deaths: int = 0
@@ -76,11 +77,6 @@ class Sequence:
     trace: SequenceTrace = field(default_factory=SequenceTrace)
 
     @property
-    def ended(self) -> bool:
-        """Whether its final message has come."""
-        return self.finish_reason is not None or self.error is not None
-
-    @property
     def most_tokens(self) -> int:
         """Prompt and answer, if that becomes as long as it may."""
         return len(self.prompt_ids) + self.sampling.max_tokens
@@ -88,20 +84,16 @@ class Sequence:
     def fail(self, error: RequestError) -> None:
         """End it with an error."""
         if not self.ended:
-            self.error = error
+            self.ended, self.error = True, error
             self._leave_place()
             self.wakeup.set()
 
     def finish(self, finish: Finish) -> None:
         """End it as it should."""
+        self.ended = True
         self.finish_reason = self.pending.finish_reason = finish.reason
         self.cached_tokens = finish.cached_tokens
         self._leave_place()
-
-    def computed(self, tokens: int) -> None:
-        """Charge tokens to its party."""
-        if self.place is not None:
-            self.place.computed(tokens)
 
     def _leave_place(self) -> None:
         """Others may have it at once, not only when the whole request has ended."""

@@ -37,8 +37,9 @@ class Trials:
         """Its node has brought tokens."""
         self.heard = now
         self.asked, self.answered = False, True
-        self.denials = self.gaps = self.breaks = 0
-        self._avoided.clear()
+        if self.denials or self.gaps or self.breaks or self._avoided:
+            self.denials = self.gaps = self.breaks = 0
+            self._avoided.clear()
 
     def avoid(self, node: str, now: float, first_s: float = FIRST_PAUSE_S) -> None:
         """Do not try a node for a while, twice as long each time."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,8 @@ from mlxfleet.common.messages import (
 )
 
 REPORT_S = 0.25
+# The newest, which can be sent again.
+MAX_REQUESTS = 1000
 RATE = 1e9
 
 
@@ -78,7 +81,7 @@ class RogueNode:
         self.name = name
         self.joined = asyncio.Event()
         self.asked = asyncio.Event()
-        self.requests: list[Generate] = []
+        self.requests: deque[Generate] = deque(maxlen=MAX_REQUESTS)
         self.first_request_s = 0.0
         self.incarnation = secrets.token_hex(6)
         self.status = boasting(name, self.incarnation, info, model)
@@ -129,8 +132,7 @@ class RogueNode:
             case Generate():
                 self.first_request_s = self.first_request_s or time.monotonic()
                 self._received += 1
-                if len(self.requests) < 1000:
-                    self.requests.append(message)
+                self.requests.append(message)
                 self.asked.set()
                 self._on_request(self, message)
             case Resend():

@@ -21,6 +21,7 @@ from mlxfleet.detokenizer_proc import main as detokenizer_main
 from mlxfleet.router import dispatcher, sequences
 from mlxfleet.router.routing import Routing
 from mlxfleet.router.sequences import Sequence
+from mlxfleet.router.wakeup import Wakeup
 from mlxfleet.workers.scheduler import Scheduler
 from tests.protocol import network as network_module
 from tests.protocol.network import FakeChannel, Network
@@ -122,7 +123,7 @@ class Protocol(RuleBasedStateMachine):
                 prompt_ids=prompt,
                 sampling=sampling,
                 stop=stop,
-                wakeup=asyncio.Event(),
+                wakeup=Wakeup(),
             )
             started = asyncio.create_task(self.router.dispatcher.start([sequence]))
             self.clients.append(Client(sequence, started, ids, text, reason))

@@ -62,6 +62,7 @@ from mlxfleet.router.health import State
 from mlxfleet.router.metrics import Metrics
 from mlxfleet.router.routing import Routing
 from mlxfleet.router.sequences import MAX_FRUITLESS_MOVES, Delta, Sequence
+from mlxfleet.router.wakeup import Wakeup
 from tests.router.reports import node_status
 
 DEADLINE_S = 5.0
@@ -281,7 +282,7 @@ class Bench:
 
     async def start(self, *rids: str, **fields: Any) -> list[Sequence]:
         """Start sequences together, and wait until node and detokenizer know of them."""
-        wakeup = asyncio.Event()
+        wakeup = Wakeup()
         sequences = [
             Sequence(
                 rid=rid,
@@ -416,7 +417,7 @@ def test_requests_go_to_the_node_with_the_least_to_do() -> None:
 def test_sequences_of_different_prompts_are_placed_one_by_one() -> None:
     async def test(bench: Bench) -> None:
         other = await bench.add_node("n1")
-        wakeup = asyncio.Event()
+        wakeup = Wakeup()
         sampling = Sampling(seed=1, max_tokens=5)
         await bench.dispatcher.start(
             [Sequence(str(n), [n] * 50, sampling, [], wakeup) for n in range(4)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import msgspec
 import pytest
 
@@ -11,6 +9,7 @@ from mlxfleet.common.errors import UnavailableError
 from mlxfleet.common.messages import Sampling
 from mlxfleet.router.in_flight import InFlight
 from mlxfleet.router.sequences import Sequence
+from mlxfleet.router.wakeup import Wakeup
 
 
 def make_sequence(rid: str, **fields: object) -> Sequence:
@@ -19,7 +18,7 @@ def make_sequence(rid: str, **fields: object) -> Sequence:
         prompt_ids=[7, 8, 9],
         sampling=Sampling(seed=1, max_tokens=50),
         stop=[],
-        wakeup=asyncio.Event(),
+        wakeup=Wakeup(),
         model="m",
     )
     for name, value in fields.items():
@@ -55,7 +54,7 @@ def test_the_oldest_come_first_and_the_rest_is_counted() -> None:
     requests = InFlight()
     with requests.entry("interactive") as first, requests.entry("batch") as second:
         second.sequences = [make_sequence("late")]
-        first.sequences = [make_sequence("early"), make_sequence("ended", finish_reason="stop")]
+        first.sequences = [make_sequence("early"), make_sequence("ended", ended=True)]
         assert [r.id for r in requests.oldest(1)] == ["early"]
         assert [r.id for r in requests.oldest(9)] == ["early", "late"]
         assert requests.total() == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import time
 from collections import Counter
@@ -17,6 +16,7 @@ from mlxfleet.router.metrics import Metrics
 from mlxfleet.router.routing import LINGER_S, Routing
 from mlxfleet.router.routing_metrics import RoutingCollector
 from mlxfleet.router.sequences import Sequence
+from mlxfleet.router.wakeup import Wakeup
 from tests.router.reports import make_status
 
 
@@ -43,7 +43,7 @@ class Bench:
             prompt_ids=prompt,
             sampling=Sampling(seed=0, max_tokens=10),
             stop=[],
-            wakeup=asyncio.Event(),
+            wakeup=Wakeup(),
             block_hashes=block_hashes(prompt),
             session=session,
         )

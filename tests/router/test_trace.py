@@ -3,7 +3,6 @@ much of their prompts each policy finds cached."""
 
 from __future__ import annotations
 
-import asyncio
 import heapq
 import itertools
 import random
@@ -18,6 +17,7 @@ from mlxfleet.common.kv_sizes import BLOCK_TOKENS
 from mlxfleet.common.messages import Sampling
 from mlxfleet.router.routing import Routing
 from mlxfleet.router.sequences import Sequence
+from mlxfleet.router.wakeup import Wakeup
 from mlxfleet.workers.kv_events import KvJournal
 from mlxfleet.workers.prefix_tree import Lease, PrefixTree
 from tests.router.reports import make_status
@@ -233,7 +233,7 @@ class Replay:
             prompt_ids=prompt,
             sampling=Sampling(seed=0, max_tokens=len(answer)),
             stop=[],
-            wakeup=asyncio.Event(),
+            wakeup=Wakeup(),
             block_hashes=block_hashes(prompt),
             session=str(number),
         )

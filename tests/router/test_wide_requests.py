@@ -13,6 +13,7 @@ from mlxfleet.router.generation import Generation
 from mlxfleet.router.parameters import CompletionRequest
 from mlxfleet.router.places import Capacity, Line, Place
 from mlxfleet.router.sequences import Sequence
+from mlxfleet.router.wakeup import Wakeup
 from tests.router.test_dispatcher import Bench, run, until
 
 PARTY = Party(client="a", request="wide", weight=2.0, priority="batch")
@@ -24,7 +25,7 @@ def sequence(rid: str, prompt: list[int], place: Place | None = None) -> Sequenc
         prompt_ids=prompt,
         sampling=Sampling(seed=1, max_tokens=50),
         stop=[],
-        wakeup=asyncio.Event(),
+        wakeup=Wakeup(),
         party=PARTY,
         siblings=True,
         place=place,
@@ -33,9 +34,7 @@ def sequence(rid: str, prompt: list[int], place: Place | None = None) -> Sequenc
 
 def given(line: Line, count: int) -> list[Place]:
     """Places of one request, as far as there are some."""
-    places = [Place(line, PARTY) for _ in range(count)]
-    line.join(places)
-    return places
+    return line.join(PARTY, count)
 
 
 def test_a_sibling_that_starts_later_goes_to_the_node_of_the_first() -> None:
@@ -99,8 +98,7 @@ def test_what_is_computed_is_charged() -> None:
     async def test(bench: Bench) -> None:
         line = Line(lambda: Capacity(2, 2))
         wide = given(line, 2)
-        other = [Place(line, Party(client="b", request="r", priority="batch")) for _ in range(2)]
-        line.join(other)
+        other = line.join(Party(client="b", request="r", priority="batch"), 2)
         more = given(line, 2)
         await bench.dispatcher.start([sequence("a", list(range(140)), wide[0])])
         wide[1].leave()
