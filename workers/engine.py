@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxfleet.common.messages import Admit, FinishReason, Prefill, Step, Store
+from mlxfleet.workers.cpu_argmax import NOT_FINITE
 from mlxfleet.workers.kv_storage import KVStorage
 from mlxfleet.workers.prefill_queue import PrefillQueue
 from mlxfleet.workers.row import Chunk, Row
@@ -198,7 +199,6 @@ class Engine:
 
     def _read_tokens(self, rows: list[Row], sampled: Sampled, step: Step) -> None:
         tokens: Any = sampled.tokens.tolist()
-        peaks: Any = sampled.peaks.tolist()
         logprobs = read_logprobs(sampled, [row.sampling for row in rows])
         for index, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             if row.done:
@@ -206,8 +206,8 @@ class Engine:
             row.generated += 1
             position = len(step.rids)
             step.rids.append(row.rid)
-            step.ids.append(token)
-            if not math.isfinite(peaks[index]):
+            step.ids.append(max(token, 0))
+            if token == NOT_FINITE:
                 step.failed[position] = "not_finite"
                 row.done = row.failed = True
                 continue

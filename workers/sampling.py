@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxfleet.common.messages import Sampling, TokenLogprobs
-from mlxfleet.workers.cpu_argmax import largest
+from mlxfleet.workers.cpu_argmax import argmax, marked
 from mlxfleet.workers.drawing import Filters, column, draw
 from mlxfleet.workers.randomness import row_key
 
@@ -44,12 +44,11 @@ class SamplingRow:
 
 @dataclass
 class Sampled:
-    """Tokens of one step, not yet evaluated: `tokens` [rows], and `peaks` [rows], the largest logit
-    of each row, by which a row of numbers that are not finite is known. For the rows in
-    `logprob_rows`: `chosen` [n], `top_ids` and `top_logprobs` [n, k] in falling order."""
+    """Tokens of one step, not yet evaluated: `tokens` [rows], NOT_FINITE where a row's logits are
+    not. For the rows in `logprob_rows`: `chosen` [n], `top_ids` and `top_logprobs` [n, k] in
+    falling order."""
 
     tokens: mx.array
-    peaks: mx.array
     logprob_rows: list[int]
     chosen: mx.array | None = None
     top_ids: mx.array | None = None
@@ -58,7 +57,7 @@ class Sampled:
     def arrays(self) -> list[mx.array]:
         """All that has to be evaluated."""
         optional = (self.chosen, self.top_ids, self.top_logprobs)
-        return [self.tokens, self.peaks, *(array for array in optional if array is not None)]
+        return [self.tokens, *(array for array in optional if array is not None)]
 
 
 class Sampler:
@@ -94,12 +93,12 @@ class Sampler:
         raw = first_rows(padded, len(self._rows))
         logits = self._adjusted(raw)
         # Whole, logits that were not adjusted are in one piece, which argmax is fastest with.
-        tokens, peaks = self._choose(logits, padded if logits is raw else logits)
+        tokens = self._choose(logits, padded if logits is raw else logits)
         if self._penalties is not None:
             self._penalties.observe(tokens)
         for row in self._rows:
             row.position += 1
-        return self._with_logprobs(raw, Sampled(tokens, peaks, self._logprob_rows))
+        return self._with_logprobs(raw, tokens)
 
     def _adjusted(self, logits: mx.array) -> mx.array:
         """With penalties and biases, if there are any."""
@@ -135,13 +134,11 @@ class Sampler:
             rows, ids, values = zip(*entries, strict=True)
             self._bias = (mx.array(rows), mx.array(ids), mx.array(values, dtype=mx.float32))
 
-    def _choose(self, logits: mx.array, padded: mx.array) -> tuple[mx.array, mx.array]:
-        """Argmax for greedy rows, a draw for the others: token ids and peaks, each [rows].
-        `padded` begins with the rows of `logits`."""
-        rows = len(self._rows)
+    def _choose(self, logits: mx.array, padded: mx.array) -> mx.array:
+        """Argmax for greedy rows, a draw for the others: token ids [rows]. `padded` begins with
+        the rows of `logits`."""
         if self._drawn_rows is None:
-            tokens, peaks = largest(padded)
-            return first_rows(tokens, rows), first_rows(peaks, rows)
+            return first_rows(argmax(padded), len(self._rows))
         everything = len(self._drawn) == len(self._rows)
         some = logits if everything else logits[self._drawn_rows]
         numbers = [
@@ -150,16 +147,15 @@ class Sampler:
         keys = mx.array(numbers, dtype=mx.uint32)
         scaled = some.astype(mx.float32) / self._temperature
         highest = mx.max(scaled, axis=-1, keepdims=True)
-        drawn = draw(scaled, highest, self._filters, keys)
+        drawn = marked(draw(scaled, highest, self._filters, keys), highest.reshape(-1))
         if everything:
-            return drawn, highest.reshape(-1)
-        tokens, peaks = largest(padded)
-        tokens = first_rows(tokens, rows)
+            return drawn
+        tokens = first_rows(argmax(padded), len(self._rows))
         tokens[self._drawn_rows] = drawn
-        return tokens, first_rows(peaks, rows)
+        return tokens
 
-    def _with_logprobs(self, logits: mx.array, sampled: Sampled) -> Sampled:
-        tokens = sampled.tokens
+    def _with_logprobs(self, logits: mx.array, tokens: mx.array) -> Sampled:
+        sampled = Sampled(tokens, self._logprob_rows)
         if not self._logprob_rows:
             return sampled
         index = mx.array(self._logprob_rows)
