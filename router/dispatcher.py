@@ -220,8 +220,9 @@ class Dispatcher:
 
     def _move(self, sequence: Sequence, node: str, state: State) -> None:
         """Continue on another node: prompt and tokens so far, with the same random numbers."""
-        may_move = sequence.may_leave_rogue if state is State.FENCED else sequence.may_move
-        if not state.well and sequence.node and not may_move():
+        failed = self.nodes.worker_failed(sequence.node, sequence.trials.restarts)
+        suspect = failed and state is not State.FENCED
+        if not state.well and sequence.node and not sequence.may_move(suspect=suspect):
             why = f"nodes were lost under this request {sequence.moves} times"
             sequence.fail(GenerationError(why))
             return
@@ -253,7 +254,7 @@ class Dispatcher:
         self._metrics.failovers.labels(sequence.node).inc()
         sequence.trials.avoid(sequence.node, time.monotonic(), FAULT_PAUSE_S)
         self._leave(sequence, why)
-        if not sequence.may_leave_rogue():
+        if not sequence.may_move(suspect=False):
             why = f"nodes were lost under this request {sequence.moves} times"
             sequence.fail(GenerationError(why))
 

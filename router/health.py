@@ -100,6 +100,14 @@ class NodeHealth:
         """Whether it reports as if all were well."""
         return self._status.worker == "ready" and self.silent_s(now) <= HUNG_AFTER_S
 
+    def worker_failed(self, restarts: int, now: float) -> bool:
+        """Whether its scheduler is there, and its worker, which had restarted so many times, has
+        died or stands still: what it computes may be the cause, other than of a lost link."""
+        if self._link_closed or self.silent_s(now) > HUNG_AFTER_S:
+            return False
+        died = self._status.worker_restarts > restarts or self._status.worker in ("dead", "hung")
+        return died or self.state(now) is State.HUNG
+
     def silent_s(self, now: float) -> float:
         """Seconds since the last report."""
         return now - self._heard

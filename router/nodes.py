@@ -313,6 +313,11 @@ class Nodes:
         if self.fences.doubt(node, kind, time.monotonic()):
             self.breach(node, kind, why)
 
+    def worker_failed(self, node: str, restarts: int) -> bool:
+        """Whether a node was lost for the work that it has, it may be: see NodeHealth."""
+        health = self._health.get(node)
+        return health is not None and health.worker_failed(restarts, time.monotonic())
+
     def fence_of(self, node: str) -> str:
         """Why a node is fenced; "" if it is not."""
         return self._fenced[node].why if self.state(node) is State.FENCED else ""

@@ -38,10 +38,10 @@ class Sequence:
     `session` what the client calls the conversation. It runs on behalf of `party`, at its `place`
     among those that share the nodes; `siblings` says that the request has other sequences with its
     prompt. It has `ended` when its final message has come. `moves` counts the nodes that were lost
-    under it, `fruitless_moves` those since its last token; `stranded_since` is when its node was
-    last seen to be lost with no other to go to, `refused_since` when a node first had no room for
-    it, both in time.monotonic(). Its request `arrived`, and the `last_token` came, in
-    time.perf_counter().
+    under it, `fruitless_moves` those since its last token that may be lost because of it;
+    `stranded_since` is when its node was last seen to be lost with no other to go to,
+    `refused_since` when a node first had no room for it, both in time.monotonic(). Its request
+    `arrived`, and the `last_token` came, in time.perf_counter().
     """
 
     rid: str
@@ -100,20 +100,16 @@ class Sequence:
         if self.place is not None:
             self.place.leave()
 
-    def may_move(self) -> bool:
-        """Count one more node lost under it; False if so many are not lost by accident."""
+    def may_move(self, *, suspect: bool) -> bool:
+        """Count one more node lost under it, or that did not serve it though it could have; False
+        if there were too many. Far fewer may be lost while it is `suspect`, because its computing
+        may be the cause, and not a token comes between."""
         if len(self.output_ids) > self.tokens_at_move:
             self.fruitless_moves = 0
         self.tokens_at_move = len(self.output_ids)
         self.moves += 1
-        self.fruitless_moves += 1
+        self.fruitless_moves += suspect
         return self.fruitless_moves <= MAX_FRUITLESS_MOVES and self.moves <= MAX_MOVES
-
-    def may_leave_rogue(self) -> bool:
-        """Count one more node that did not serve it though it could have, which says nothing of
-        the request; False if there were too many all the same."""
-        self.moves += 1
-        return self.moves <= MAX_MOVES
 
     def take(self) -> Delta:
         """What is new; raises the error if it failed."""

@@ -37,6 +37,7 @@ from mlxfleet.common.messages import (
     Hello,
     KvEvents,
     KvSnapshot,
+    Leaving,
     ModelInfo,
     NodeInfo,
     NodeStatus,
@@ -910,6 +911,22 @@ def test_a_sequence_under_which_nodes_are_lost_again_and_again_is_given_up() -> 
         await nodes[sequence.node].greet(worker="dead")
         bench.dispatcher.move_stranded(0.0)
         assert isinstance(sequence.error, GenerationError)
+
+    run(test)
+
+
+def test_nodes_that_are_gone_whatever_they_compute_are_not_held_against_a_sequence() -> None:
+    async def test(bench: Bench) -> None:
+        sequence = await bench.start_one()
+        nodes = {"n0": bench.node, "n1": await bench.add_node("n1")}
+        for _ in range(2 * MAX_FRUITLESS_MOVES):
+            lost = sequence.node
+            nodes[lost].channel.send(Leaving())
+            await until(lambda n=lost: bench.dispatcher.nodes.state(n) is State.DEAD, "its end")
+            bench.dispatcher.move_stranded(0.0)
+            assert sequence.node != lost
+            await nodes[lost].restart()
+        assert (sequence.error, sequence.moves) == (None, 2 * MAX_FRUITLESS_MOVES)
 
     run(test)
 

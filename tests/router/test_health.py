@@ -41,6 +41,28 @@ def test_the_same_report_for_long(fields: dict[str, Any], state: State) -> None:
     assert health.state(now) is state
 
 
+@pytest.mark.parametrize(
+    ("fields", "failed"),
+    [
+        ({}, False),
+        ({"running": 1}, True),
+        ({"worker": "dead"}, True),
+        ({"worker": "hung"}, True),
+        ({"worker": "loading"}, False),
+        ({"worker": "loading", "worker_restarts": 3}, True),
+        ({"worker": "loading", "worker_restarts": 2}, False),
+    ],
+)
+def test_a_worker_that_fails_is_told_from_a_node_that_is_gone(
+    fields: dict[str, Any], failed: bool
+) -> None:
+    health, now = reported(2 * HUNG_AFTER_S, **fields)
+    assert health.worker_failed(2, now) is failed
+    assert not health.worker_failed(2, now + 2 * HUNG_AFTER_S)
+    health.link_closed()
+    assert not health.worker_failed(2, now)
+
+
 def test_one_that_works_and_moves_is_well() -> None:
     health = NodeHealth(node_status(), 0.0)
     for step in range(100):
