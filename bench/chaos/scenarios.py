@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from mlxfleet.bench.chaos.burners import burning
-from mlxfleet.bench.chaos.campaign import Result, Subject, asking, leaks
+from mlxfleet.bench.chaos.campaign import SHOWN_CHARACTERS, Result, Subject, asking, leaks
 from mlxfleet.bench.chaos.cases import KEYS, Case, sentence
 from mlxfleet.bench.chaos.faults import Faults, Journal
 from mlxfleet.bench.chaos.fleet import Fleet, running
@@ -89,13 +89,16 @@ async def play(scenario: Scenario, subject: Subject, options: Options, console: 
         for number in range(options.rounds):
             before = len(load.tally.findings)
             await one_round(part, fleet, faults, load, rng)
-            wrong = len(load.tally.findings) - before
+            found = load.tally.findings[before:]
             console.print(
                 f"{subject.name}, {scenario}: round {number + 1}/{options.rounds},"
-                f" {wrong} of {part.streams} streams wrong",
+                f" {len(found)} of {part.streams} streams wrong",
                 highlight=False,
                 soft_wrap=True,
             )
+            for finding in found:
+                what = f"{finding.kind}: {finding.what[:SHOWN_CHARACTERS]}"
+                console.print(what, markup=False, highlight=False, soft_wrap=True)
         findings = [*load.tally.findings, *await leaks(fleet)]
     return Result(f"{subject.name}, {scenario}", load, journal, findings)
 
