@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from asyncio.subprocess import DEVNULL
 from collections.abc import AsyncIterator
@@ -30,5 +31,7 @@ async def burning(count: int) -> AsyncIterator[None]:
         yield
     finally:
         for process in processes:
-            process.kill()
+            # Ctrl-C ends them too.
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
             await process.wait()
