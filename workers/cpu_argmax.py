@@ -9,8 +9,6 @@ from mlxfleet.workers.cpu_linear import LEAST_VOCABULARY, head
 
 # Divides the sizes of most vocabularies.
 ARGMAX_COLUMNS = 512
-
-
 # In the place of an index where a row has a number that is not finite.
 NOT_FINITE = -1
 

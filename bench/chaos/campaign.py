@@ -140,10 +140,15 @@ class Maker:
             highlight=False,
             soft_wrap=True,
         )
-        for finding in tally.findings[self._shown :]:
-            what = f"{finding.kind}: {finding.what[:SHOWN_CHARACTERS]}"
-            self._console.print(what, markup=False, highlight=False, soft_wrap=True)
+        show_findings(tally.findings[self._shown :], self._console)
         self._shown = len(tally.findings)
+
+
+def show_findings(findings: Sequence[Finding], console: Console) -> None:
+    """Print what was found, cut to a length that can be read."""
+    for finding in findings:
+        what = f"{finding.kind}: {finding.what[:SHOWN_CHARACTERS]}"
+        console.print(what, markup=False, highlight=False, soft_wrap=True)
 
 
 def describe(step: Step) -> str:

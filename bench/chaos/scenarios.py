@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from mlxfleet.bench.chaos.burners import burning
-from mlxfleet.bench.chaos.campaign import SHOWN_CHARACTERS, Result, Subject, asking, leaks
+from mlxfleet.bench.chaos.campaign import Result, Subject, asking, leaks, show_findings
 from mlxfleet.bench.chaos.cases import KEYS, Case, sentence
 from mlxfleet.bench.chaos.faults import Faults, Journal
 from mlxfleet.bench.chaos.fleet import Fleet, running
@@ -96,9 +96,7 @@ async def play(scenario: Scenario, subject: Subject, options: Options, console: 
                 highlight=False,
                 soft_wrap=True,
             )
-            for finding in found:
-                what = f"{finding.kind}: {finding.what[:SHOWN_CHARACTERS]}"
-                console.print(what, markup=False, highlight=False, soft_wrap=True)
+            show_findings(found, console)
         findings = [*load.tally.findings, *await leaks(fleet)]
     return Result(f"{subject.name}, {scenario}", load, journal, findings)
 

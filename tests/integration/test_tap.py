@@ -237,8 +237,8 @@ def test_a_process_that_crashes_leaves_its_last_frames(
     [path] = (tmp_path / "dumps").iterdir()
     assert path.name.endswith(f"-{process}-{child.pid}-crash.msgpack")
     assert str(path) in log
-    told, frames = read_dump(path)
-    assert told["reason"] in ("unhandled ZMQError", "unhandled ValueError")
+    dump, frames = read_dump(path)
+    assert dump["reason"] in ("unhandled ZMQError", "unhandled ValueError")
     assert frames[0]["direction"] in ("sent", "unsent")
     assert frames[-1]["message"] == msgpack.unpackb(msgspec.msgpack.encode(CRASHES[process][-1]))
     shown = tap("--file", str(path), "--rid", "bad-0")
@@ -256,8 +256,8 @@ def test_a_process_that_gives_up_leaves_its_last_frames(
         server.send_multipart([sender, msgspec.msgpack.encode(Refused("too old"))])
         assert child.wait(timeout=30) == ExitCode.REFUSED
     [path] = (tmp_path / "dumps").iterdir()
-    told, frames = read_dump(path)
-    assert told["reason"] == "the router refused tokenizer-0: too old"
+    dump, frames = read_dump(path)
+    assert dump["reason"] == "the router refused tokenizer-0: too old"
     assert frames[-1]["message"]["type"] == "refused"
 
 
