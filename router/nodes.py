@@ -314,7 +314,7 @@ class Nodes:
             self.breach(node, kind, why)
 
     def worker_failed(self, node: str, restarts: int) -> bool:
-        """Whether a node was lost for the work that it has, it may be: see NodeHealth."""
+        """Whether a lost node's worker failed, which its work may have caused: see NodeHealth."""
         health = self._health.get(node)
         return health is not None and health.worker_failed(restarts, time.monotonic())
 
