@@ -101,8 +101,8 @@ class NodeHealth:
         return self._status.worker == "ready" and self.silent_s(now) <= HUNG_AFTER_S
 
     def worker_failed(self, restarts: int, now: float) -> bool:
-        """Whether its scheduler still reports, and its worker has died since it had restarted so many
-        times, or stands still. Then what it computed may be the cause, unlike of a lost link."""
+        """Whether its scheduler still reports, and its worker, which had restarted so many times,
+        has died since or stands still. What it computed may be the cause, unlike of a lost link."""
         if self._link_closed or self.silent_s(now) > HUNG_AFTER_S:
             return False
         died = self._status.worker_restarts > restarts or self._status.worker in ("dead", "hung")
