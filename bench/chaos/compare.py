@@ -27,13 +27,9 @@ class Finding(Struct, frozen=True):
 
 def compare(case: Case, answer: Answer, expected: Answer) -> Finding | None:
     """The first difference between a complete answer and the undisturbed one, None without."""
-    limit = case.body["max_tokens"]
-    for index, choice in enumerate(answer.choices):
-        if len(choice.logprobs) > limit:
-            return doubled(case, f"choice {index} has {len(choice.logprobs)} of {limit} tokens")
+    if finding := over_limit(case, answer):
+        return finding
     if (usage := answer.usage) is not None:
-        if usage.completion_tokens > limit * case.choices:
-            return doubled(case, f"{usage.completion_tokens} of {limit * case.choices} tokens")
         if not case.exact:
             return same_counts(case, answer, expected)
         if expected.usage is not None and usage != expected.usage:
@@ -46,6 +42,18 @@ def compare(case: Case, answer: Answer, expected: Answer) -> Finding | None:
         if difference := differs(choice, wanted):
             kind: Kind = "doubled" if longer(choice, wanted) else "wrong"
             return Finding(kind, f"{case.name}, choice {index}: {difference}")
+    return None
+
+
+def over_limit(case: Case, answer: Answer) -> Finding | None:
+    """Whether an answer has more tokens than it may, whatever they are."""
+    limit = case.body["max_tokens"]
+    for index, choice in enumerate(answer.choices):
+        if len(choice.logprobs) > limit:
+            return doubled(case, f"choice {index} has {len(choice.logprobs)} of {limit} tokens")
+    most = limit * case.choices
+    if (usage := answer.usage) is not None and usage.completion_tokens > most:
+        return doubled(case, f"{usage.completion_tokens} of {most} tokens")
     return None
 
 

@@ -13,8 +13,9 @@ import msgspec
 from mlxfleet.bench.chaos.answers import Answer
 from mlxfleet.bench.chaos.cases import Case
 from mlxfleet.bench.chaos.client import Attempt, Client, End, ask_until_answered
-from mlxfleet.bench.chaos.compare import Finding, Kind, compare, compare_beginning
+from mlxfleet.bench.chaos.compare import Finding, Kind, compare, compare_beginning, over_limit
 from mlxfleet.bench.chaos.faults import Journal
+from mlxfleet.bench.chaos.ties import nudged, parting
 from mlxfleet.bench.servers import ServerError
 
 STOP_CHARACTERS = 4
@@ -30,10 +31,12 @@ KIND_OF_END: dict[End, Kind] = {
 
 @dataclass
 class Tally:
-    """How many attempts ended in each way, requests by the faults they met, and findings."""
+    """How many attempts ended in each way, requests by the faults they met, answers that part from
+    the undisturbed one only where two tokens tie, and findings."""
 
     attempts: Counter[End] = field(default_factory=Counter)
     requests: int = 0
+    ties: int = 0
     met: Counter[str] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
     findings_by_faults: Counter[str] = field(default_factory=Counter)
@@ -116,12 +119,28 @@ class Load:
         self._ended.set()
         met = sorted({made.kinds for made in self._journal.during(attempt.began, attempt.ended)})
         self.tally.met.update(met)
-        if finding := judge(case, attempt, expected):
+        finding = judge(case, attempt, expected)
+        if finding is None:
+            return
+        if attempt.answer is not None and await self._ties(case, attempt.answer, expected):
+            self.tally.ties += 1
+        else:
             during = ", ".join(met) or "no fault"
             body = str(case.body)[:BODY_CHARACTERS]
             finding = Finding(finding.kind, f"{finding.what} (during {during}); {body}")
             self.tally.findings.append(finding)
             self.tally.findings_by_faults.update(met or ["no fault"])
+
+    async def _ties(self, case: Case, answer: Answer, expected: Answer) -> bool:
+        """Whether an answer differs only because of two tokens that tie."""
+        where = parting(answer, expected)
+        if where is None or not case.exact or over_limit(case, answer):
+            return False
+        for other in nudged(staying(case)):
+            attempt = await ask_until_answered(self._client, other, self._excused, lambda end: None)
+            if attempt.answer is not None and where.shared_by(attempt.answer, expected):
+                return True
+        return False
 
     def _excused(self, attempt: Attempt) -> bool:
         """Whether there was a reason to refuse it, or to break its connection."""

@@ -23,7 +23,7 @@ def show(results: Sequence[Result], console: Console) -> int:
         tally = result.load.tally
         attempts = ", ".join(f"{count} {end}" for end, count in sorted(tally.attempts.items()))
         requests = f"{result.subject}: {tally.requests} requests ({attempts})"
-        say(console, f"{requests}: {summary(result.findings)}")
+        say(console, f"{requests}: {summary(result.findings)}; {tally.ties} parted at a tie")
     findings = [(result.subject, finding) for result in results for finding in result.findings]
     for subject, finding in findings[:MOST_SHOWN]:
         say(console, f"{subject}: {finding.kind}: {finding.what[:SHOWN_CHARACTERS]}")
