@@ -11,7 +11,7 @@ serve: $(VENV)/.ready-serve
 	@exec $(BIN)/mlxfleet launch --port $(PORT) $(ARGS)
 
 test: $(VENV)/.ready-dev
-	@exec $(BIN)/python -m pytest $(ARGS)
+	@PYTHONDONTWRITEBYTECODE= exec $(BIN)/python -m pytest $(ARGS)
 
 # The same suite against the wheel instead of the checkout.
 test-wheel: $(VENV)/.ready-dev

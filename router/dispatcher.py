@@ -220,9 +220,8 @@ class Dispatcher:
 
     def _move(self, sequence: Sequence, node: str, state: State) -> None:
         """Continue on another node: prompt and tokens so far, with the same random numbers."""
-        failed = self.nodes.worker_failed(sequence.node, sequence.trials.restarts)
-        suspect = failed and state is not State.FENCED
-        if not state.well and sequence.node and not sequence.may_move(suspect=suspect):
+        failed = self._failed_workers(sequence, state)
+        if not state.well and sequence.node and not sequence.may_move(failed):
             why = f"nodes were lost under this request {sequence.moves} times"
             sequence.fail(GenerationError(why))
             return
@@ -235,6 +234,15 @@ class Dispatcher:
         self._leave_node(sequence)
         sequence.stranded_since = None
         self._send_to(sequence, node)
+
+    def _failed_workers(self, sequence: Sequence, state: State) -> int:
+        """How many workers have failed under a sequence since its last token. Those that only
+        seemed to hang, because their machine was busy, are not counted any more."""
+        trials = sequence.trials
+        failed = self.nodes.worker_failed
+        if state is not State.FENCED and failed(sequence.node, trials.restarts):
+            trials.suspected.append((sequence.node, trials.restarts))
+        return sum(failed(node, restarts) for node, restarts in trials.suspected)
 
     def _leave_node(self, sequence: Sequence) -> None:
         """Have the node stop; what it has sent already is stale from here on."""
@@ -254,7 +262,7 @@ class Dispatcher:
         self._metrics.failovers.labels(sequence.node).inc()
         sequence.trials.avoid(sequence.node, time.monotonic(), FAULT_PAUSE_S)
         self._leave(sequence, why)
-        if not sequence.may_move(suspect=False):
+        if not sequence.may_move(failed_workers=0):
             why = f"nodes were lost under this request {sequence.moves} times"
             sequence.fail(GenerationError(why))
 

@@ -1,11 +1,12 @@
-"""What is not proper HTTP: an answer that never fails, and a count instead of a traceback."""
+"""What is not proper HTTP or has no route: an answer that never fails, and a count instead of a
+traceback."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -21,11 +22,29 @@ async def expect(http: web.Request) -> web.StreamResponse | None:
     return None
 
 
+async def no_route(http: web.Request) -> web.StreamResponse:
+    """Answer what no other route takes: 405 if the path takes other methods, else 404."""
+    allowed: set[str] = set()
+    for resource in http.app.router.resources():
+        _, methods = await resource.resolve(http)
+        allowed |= methods
+    allowed.discard(hdrs.METH_ANY)
+    if allowed:
+        raise web.HTTPMethodNotAllowed(http.method, allowed)
+    raise web.HTTPNotFound
+
+
+def has_route(http: web.Request) -> bool:
+    """Whether there is something at a request's path for its method."""
+    match = http.match_info
+    return match.http_exception is None and match.handler is not no_route
+
+
 def with_expect(routes: Iterable[web.RouteDef]) -> list[web.RouteDef]:
-    """The same routes, with `expect`."""
+    """The same routes, and one for all that they do not take, with `expect`."""
     return [
         web.RouteDef(r.method, r.path, r.handler, {**r.kwargs, "expect_handler": expect})
-        for r in routes
+        for r in (*routes, web.route(hdrs.METH_ANY, "/{path:.*}", no_route))
     ]
 
 

@@ -12,7 +12,7 @@ from mlxfleet.router.sequence_trace import SequenceTrace
 from mlxfleet.router.trials import Trials
 from mlxfleet.router.wakeup import Wakeup
 
-MAX_FRUITLESS_MOVES = 3
+MAX_FAILED_WORKERS = 3
 MAX_MOVES = 32
 
 
@@ -38,8 +38,7 @@ class Sequence:
     `session` what the client calls the conversation. It runs on behalf of `party`, at its `place`
     among those that share the nodes; `siblings` says that the request has other sequences with its
     prompt. It has `ended` when its final message has come. `moves` counts the nodes that were lost
-    under it, `fruitless_moves` those since its last token that may be lost because of it;
-    `stranded_since` is when its node was last seen to be lost with no other to go to,
+    under it; `stranded_since` is when its node was last seen to be lost with no other to go to,
     `refused_since` when a node first had no room for it, both in time.monotonic(). Its request
     `arrived`, and the `last_token` came, in time.perf_counter().
     """
@@ -66,8 +65,6 @@ class Sequence:
     cached_tokens: int = 0
     detokenizer_deaths: int = 0
     moves: int = 0
-    fruitless_moves: int = 0
-    tokens_at_move: int = 0
     stranded_since: float | None = None
     refused_since: float | None = None
     error: RequestError | None = None
@@ -100,16 +97,12 @@ class Sequence:
         if self.place is not None:
             self.place.leave()
 
-    def may_move(self, *, suspect: bool) -> bool:
+    def may_move(self, failed_workers: int) -> bool:
         """Count one more node lost under it, or that did not serve it though it could have; False
-        if there were too many. Far fewer may be lost while it is `suspect`, because its computing
-        may be the cause, and not a token comes between."""
-        if len(self.output_ids) > self.tokens_at_move:
-            self.fruitless_moves = 0
-        self.tokens_at_move = len(self.output_ids)
+        if there were too many. Far fewer of their workers may have failed since its last token,
+        because what they computed may be the cause."""
         self.moves += 1
-        self.fruitless_moves += suspect
-        return self.fruitless_moves <= MAX_FRUITLESS_MOVES and self.moves <= MAX_MOVES
+        return failed_workers <= MAX_FAILED_WORKERS and self.moves <= MAX_MOVES
 
     def take(self) -> Delta:
         """What is new; raises the error if it failed."""

@@ -14,7 +14,8 @@ class Trials:
     """Times are time.monotonic(). The sequence was `sent` to its node, whose worker had restarted
     `restarts` times; since then or since its last token it was `heard` of; the node was `asked` for
     more. `denials`, `gaps` and `breaks` count what went wrong since its last token, `failures` the
-    nodes that have given it up."""
+    nodes that have given it up. `suspected` are the nodes since its last token whose worker seemed
+    to have failed, each with its `restarts`."""
 
     sent: float = 0.0
     heard: float = 0.0
@@ -25,6 +26,7 @@ class Trials:
     gaps: int = 0
     breaks: int = 0
     failures: int = 0
+    suspected: list[tuple[str, int]] = field(default_factory=list)
     _avoided: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def was_sent(self, now: float, restarts: int) -> None:
@@ -37,8 +39,9 @@ class Trials:
         """Its node has brought tokens."""
         self.heard = now
         self.asked, self.answered = False, True
-        if self.denials or self.gaps or self.breaks or self._avoided:
+        if self.denials or self.gaps or self.breaks or self.suspected or self._avoided:
             self.denials = self.gaps = self.breaks = 0
+            self.suspected.clear()
             self._avoided.clear()
 
     def avoid(self, node: str, now: float, first_s: float = FIRST_PAUSE_S) -> None:

@@ -13,6 +13,7 @@ from mlxfleet.common.admin_header import ADMIN_HEADER
 from mlxfleet.common.authority import parse_origin
 from mlxfleet.common.errors import RequestError
 from mlxfleet.router import cors
+from mlxfleet.router.malformed import has_route
 from mlxfleet.router.web_guard import HOST_CODE, ORIGIN_CODE, Incoming, WebGuard
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ def incoming(request: web.Request) -> Incoming:
         fetch_site=headers.get("Sec-Fetch-Site", ""),
         fetch_mode=headers.get("Sec-Fetch-Mode", ""),
         scheme=request.scheme,
-        known=request.match_info.http_exception is None,
+        known=has_route(request),
         preflight=asks_first and bool(origins),
     )
 

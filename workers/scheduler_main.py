@@ -221,7 +221,10 @@ class SchedulerService(Service):
             self._rejoin_pause_s = 0.0
         else:
             self._rejoin_pause_s = min(MAX_PAUSE_S, 2 * self._rejoin_pause_s or FIRST_PAUSE_S)
-            log.error("%s does not let us in: %s", self._told.router_address, LINK_TROUBLE[event])
+            # A router that stops may cut off those who try again meanwhile.
+            level = logging.INFO if self._router_leaves else logging.ERROR
+            trouble = LINK_TROUBLE[event]
+            log.log(level, "%s does not let us in: %s", self._told.router_address, trouble)
         self._rejoining = asyncio.get_running_loop().call_later(self._rejoin_pause_s, self._rejoin)
 
     def _rejoin(self) -> None:

@@ -10,6 +10,7 @@ import pytest
 from tests.integration.fleet import Fleet
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\n"
+BEGINNINGS = [b"POST /v1/completions", b"PUT /v1/completions", b"GET /nowhere"]
 
 
 def answer_to(fleet: Fleet, request: bytes) -> bytes:
@@ -21,8 +22,12 @@ def answer_to(fleet: Fleet, request: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("value", [b"\xff", b"200-maybe"])
-def test_an_expectation_that_is_not_known_fails(tiny_fleet: Fleet, value: bytes) -> None:
-    assert b" 417 " in answer_to(tiny_fleet, HEAD + b"Expect: " + value + b"\r\n\r\n")
+@pytest.mark.parametrize("beginning", BEGINNINGS)
+def test_an_expectation_that_is_not_known_fails(
+    tiny_fleet: Fleet, beginning: bytes, value: bytes
+) -> None:
+    head = HEAD.replace(BEGINNINGS[0], beginning)
+    assert b" 417 " in answer_to(tiny_fleet, head + b"Expect: " + value + b"\r\n\r\n")
 
 
 def test_a_client_that_waits_to_be_asked_is_asked(tiny_fleet: Fleet) -> None:

@@ -61,7 +61,7 @@ def faked(clock: Clock, network: Network) -> Iterator[None]:
         patch.setattr(detokenizer_main, "load_fast_tokenizer", lambda *_, **__: TOKENIZER)
         # More than should happen to one sequence in life may happen to it here.
         patch.setattr(dispatcher, "MAX_DETOKENIZER_DEATHS", MANY)
-        patch.setattr(sequences, "MAX_FRUITLESS_MOVES", MANY)
+        patch.setattr(sequences, "MAX_FAILED_WORKERS", MANY)
         patch.setattr(sequences, "MAX_MOVES", MANY)
         for kind in (Scheduler, Routing):
             defaults = kind.__init__.__kwdefaults__

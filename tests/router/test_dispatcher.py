@@ -62,7 +62,7 @@ from mlxfleet.router.dispatcher import PROMPT_TAIL_TOKENS, Dispatcher
 from mlxfleet.router.health import State
 from mlxfleet.router.metrics import Metrics
 from mlxfleet.router.routing import Routing
-from mlxfleet.router.sequences import MAX_FRUITLESS_MOVES, Delta, Sequence
+from mlxfleet.router.sequences import MAX_FAILED_WORKERS, Delta, Sequence
 from mlxfleet.router.wakeup import Wakeup
 from tests.router.reports import node_status
 
@@ -898,17 +898,49 @@ def test_a_node_that_is_back_in_time_keeps_its_sequences() -> None:
     run(test, node_wait_s=8.0)
 
 
-def test_a_sequence_under_which_nodes_are_lost_again_and_again_is_given_up() -> None:
+def test_a_sequence_under_which_workers_die_again_and_again_is_given_up() -> None:
     async def test(bench: Bench) -> None:
         sequence = await bench.start_one()
         nodes = {"n0": bench.node, "n1": await bench.add_node("n1")}
-        for _ in range(MAX_FRUITLESS_MOVES):
+        for number in range(MAX_FAILED_WORKERS):
             lost = sequence.node
-            await nodes[lost].greet(worker="dead")
+            await nodes[lost].greet(worker="dead", worker_restarts=number)
+            bench.dispatcher.move_stranded(0.0)
+            assert sequence.node != lost
+            await nodes[lost].greet(worker_restarts=number + 1)
+        await nodes[sequence.node].greet(worker="dead")
+        bench.dispatcher.move_stranded(0.0)
+        assert isinstance(sequence.error, GenerationError)
+
+    run(test)
+
+
+def test_workers_that_only_seemed_to_hang_are_not_held_against_a_sequence() -> None:
+    async def test(bench: Bench) -> None:
+        sequence = await bench.start_one()
+        nodes = {"n0": bench.node, "n1": await bench.add_node("n1")}
+        for _ in range(MAX_FAILED_WORKERS + 1):
+            lost = sequence.node
+            await nodes[lost].greet(worker="hung")
             bench.dispatcher.move_stranded(0.0)
             assert sequence.node != lost
             await nodes[lost].greet()
-        await nodes[sequence.node].greet(worker="dead")
+        assert (sequence.error, sequence.moves) == (None, MAX_FAILED_WORKERS + 1)
+
+    run(test)
+
+
+def test_a_sequence_with_which_every_worker_hangs_is_given_up() -> None:
+    async def test(bench: Bench) -> None:
+        sequence = await bench.start_one()
+        nodes = {"n0": bench.node}
+        for number in range(MAX_FAILED_WORKERS):
+            nodes[f"n{number + 1}"] = await bench.add_node(f"n{number + 1}")
+            await nodes[sequence.node].greet(worker="hung")
+            bench.dispatcher.move_stranded(0.0)
+            assert sequence.error is None
+        await bench.add_node("last")
+        await nodes[sequence.node].greet(worker="hung")
         bench.dispatcher.move_stranded(0.0)
         assert isinstance(sequence.error, GenerationError)
 
@@ -919,14 +951,14 @@ def test_nodes_that_are_gone_whatever_they_compute_are_not_held_against_a_sequen
     async def test(bench: Bench) -> None:
         sequence = await bench.start_one()
         nodes = {"n0": bench.node, "n1": await bench.add_node("n1")}
-        for _ in range(2 * MAX_FRUITLESS_MOVES):
+        for _ in range(2 * MAX_FAILED_WORKERS):
             lost = sequence.node
             nodes[lost].channel.send(Leaving())
             await until(lambda n=lost: bench.dispatcher.nodes.state(n) is State.DEAD, "its end")
             bench.dispatcher.move_stranded(0.0)
             assert sequence.node != lost
             await nodes[lost].restart()
-        assert (sequence.error, sequence.moves) == (None, 2 * MAX_FRUITLESS_MOVES)
+        assert (sequence.error, sequence.moves) == (None, 2 * MAX_FAILED_WORKERS)
 
     run(test)
 
@@ -952,7 +984,7 @@ def test_a_draining_node_keeps_its_sequences_only_without_another() -> None:
         bench.dispatcher.move_stranded(1000.0)
         assert (sequence.node, sequence.error) == ("n0", None)
         other = await bench.add_node("n1")
-        for _ in range(2 * MAX_FRUITLESS_MOVES):
+        for _ in range(2 * MAX_FAILED_WORKERS):
             bench.dispatcher.move_stranded(1000.0)
             assert sequence.node == "n1"
             bench.dispatcher.nodes.drain("n0", False)
