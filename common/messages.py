@@ -123,7 +123,7 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     kv_budget_bytes: Count
     fixed_bytes: Count
     bytes_per_token: Count
-    windowed: Annotated[list[tuple[Count, Count]], Meta(max_length=4096)]
+    windowed: Annotated[list[tuple[Count, Count]], Meta(max_length=64)]
     weights_bytes: Count
     in_slabs: bool = False
     cold_blocks: Count = 0

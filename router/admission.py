@@ -26,6 +26,8 @@ from mlxfleet.router.places import Capacity, Line, Place
 
 RETRY_AFTER_S = 1
 NODE_RETRY_AFTER_S = 5
+# Of the limit of sequences, how much more there is for clients that have few; a divisor.
+RESERVE_SHARE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +110,7 @@ class Admission:
                 f"the request asks for {count} sequences, at most {self.max_sequences} fit",
                 param="n",
             )
-        if self.sequences + count > self.max_sequences:
+        if self.sequences + count > self.max_sequences and not self._in_reserve(client, count):
             raise OverloadedError("too many requests are in flight", retry_after_s=RETRY_AFTER_S)
         limit = self._max_per_client
         if limit is not None and self._here[client] + count > limit:
@@ -120,6 +122,13 @@ class Admission:
         finally:
             self._here[client] -= count
             self._here += Counter()
+
+    def _in_reserve(self, client: str, count: int) -> bool:
+        """Whether a client that has little gets room beyond the limit, which others fill: at most
+        half of what is left of the reserve."""
+        reserve = max(1, self.max_sequences // RESERVE_SHARE)
+        left = self.max_sequences + reserve - self.sequences
+        return left > 0 and self._here[client] + count <= max(1, left // 2)
 
     @asynccontextmanager
     async def turn(self, ticket: Ticket) -> AsyncIterator[Turn]:

@@ -230,12 +230,13 @@ class Connection(asyncio.Protocol):
         """The request has been handled, its answer may still have to be written."""
         self._request = None
         self._probe_timer.stop()
-        if self._ahead:
+        if self._half_closed:
+            # Of those that it sent in one go, the next is about to be handled.
+            self._expect_request(HEAD_AFTER_EOF_S, "idle")
+        elif self._ahead:
             self._expect_request(self._connections.head_s, "head")
         else:
             self._expect_request(self._connections.idle_s, "idle")
-        if self._half_closed:
-            self.inner.close()
 
     def close(self, why: Closing, at_once: bool = False) -> None:
         """Close it; unless `at_once`, what is still to be written gets a moment."""

@@ -54,6 +54,8 @@ WATCH_S = 0.1
 HELD_UP_S = 0.3
 # An attempt is asked so often for what is missing before the tokens that came.
 MAX_GAPS = 8
+# A node that starts again loses what it was sent; not so often without a token between.
+MAX_RETURNS = 3
 # Of a stream that two nodes cannot make, nobody can say whose fault it is.
 MAX_SICK = 2
 
@@ -205,7 +207,7 @@ class Dispatcher:
         ready = self.nodes.ready(sequence.model, tokens)
         others = [status for status in ready if status.name != sequence.node]
         open_to = [s for s in others if not sequence.trials.avoids(s.name, now)]
-        if sequence.moves:
+        if sequence.moves or sequence.trials.failures:
             # Once lost is bad luck; then it goes where others are served.
             open_to = [s for s in open_to if self._progress.proven(s.name, now)] or open_to
         if open_to:
@@ -376,10 +378,19 @@ class Dispatcher:
         lost = [s for s in self._sequences.values() if s.node == name and not s.ended]
         # A node that has not loaded its model yet would only lose them to another again.
         self.move_stranded(time.monotonic())
+        gave_nothing = False
         for sequence in lost:
-            if sequence.node == name and not sequence.ended:
+            if sequence.node != name or sequence.ended:
+                continue
+            sequence.trials.returns += 1
+            if sequence.trials.returns > MAX_RETURNS:
+                gave_nothing = True
+                self._take_away(sequence, f"{name} starts again and again")
+            else:
                 self._metrics.recoveries.inc()
                 self._generate(sequence)
+        if gave_nothing:
+            self.nodes.doubt(name, "silence", "it starts again and again, and brings nothing")
 
     def _current(self, rid: str, attempt: str) -> Sequence | None:
         """The unfinished sequence that a message is about; None if the message is stale."""

@@ -71,6 +71,11 @@ class EventStream:
         """Send the last events; nothing comes after them."""
         for event in events:
             await self.send(event)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._pinging is not None:
+            # What it writes would otherwise come after the end.
+            await asyncio.wait({self._pinging})
         await self.response.write_eof()
         return self.response
 

@@ -136,7 +136,7 @@ class Generation:
             await self._start(self.sequences[0])
         if len(self.sequences) > 1:
             self._rest = asyncio.create_task(self._start_rest())
-            self._rest.add_done_callback(lambda _: self._wakeup.set())
+            self._rest.add_done_callback(self._rest_ended)
         running = dict(enumerate(self.sequences))
         while running:
             await self._wakeup.wait()
@@ -149,6 +149,12 @@ class Generation:
                     yield index, delta
                 if ended:
                     del running[index]
+
+    def _rest_ended(self, rest: asyncio.Task[None]) -> None:
+        """Wake who reads. Its error is looked at here already, because who reads may be gone."""
+        if not rest.cancelled():
+            rest.exception()
+        self._wakeup.set()
 
     async def _start(self, sequence: Sequence, beside: Sequence | None = None) -> None:
         """Start a sequence as soon as it has a place."""

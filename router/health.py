@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import enum
 import math
+from typing import get_args
 
 from mlxfleet.common.liveness import HUNG_AFTER_S, LOAD_STUCK_S
-from mlxfleet.common.messages import NodeStatus
+from mlxfleet.common.messages import LoadProgress, LoadStage, NodeStatus
 
 # A pass may take so many times as long as passes took on average before it counts as stuck.
 SLOW_PASSES = 10
 # A worker that dies so often while it loads does not get on with it.
 MAX_LOADS = 3
+# Nobody waits longer for one, whatever it says.
+LONGEST_LOAD_S = 3600.0
+LOAD_STAGES = get_args(LoadStage)
 # Whatever a node says of its passes.
 LONGEST_PASS_S = 30.0
 # Over how long the rate of tokens is averaged.
@@ -50,7 +54,8 @@ class NodeHealth:
         self.draining = False
         self.tokens_per_s = 0.0
         self._heard = self._progressed = now
-        self._load_progressed = now
+        self._load_began = self._load_progressed = now
+        self._farthest: tuple[int, int, int] | None = None
         self._loads = 0
         self._link_closed = False
         self.left = False
@@ -68,18 +73,31 @@ class NodeHealth:
         same = status.incarnation == before.incarnation and status.steps == before.steps
         if not working or not same or before.running == 0:
             self._progressed = now
-        if status.loading is not None and before.loading is None:
-            self._loads += 1
-        if status.loading != before.loading:
-            self._load_progressed = now
+        if status.loading is not None:
+            self._take_load(status.loading, fresh=before.loading is None, now=now)
         if status.can_generate:
             self._loads = 0
         self._heard = now
-        self._link_closed = self.left = False
+        self._link_closed = False
+        # Who has said that it ends does not go on; it may come back as a new run.
+        self.left = self.left and status.incarnation == before.incarnation
+
+    def _take_load(self, loading: LoadProgress, *, fresh: bool, now: float) -> None:
+        """Take in how far it is with loading; what it has said before is no progress."""
+        if fresh:
+            self._loads += 1
+            self._load_began = now
+            self._farthest = None
+        place = (LOAD_STAGES.index(loading.stage), loading.loaded_bytes, loading.done)
+        if self._farthest is None or place > self._farthest:
+            self._farthest = place
+            self._load_progressed = now
 
     def loads(self, now: float) -> bool:
         """Whether it loads its model and gets on with it."""
-        gets_on = now - self._load_progressed <= LOAD_STUCK_S and self._loads <= MAX_LOADS
+        in_time = now - self._load_began <= LONGEST_LOAD_S
+        stuck = now - self._load_progressed > LOAD_STUCK_S
+        gets_on = in_time and not stuck and self._loads <= MAX_LOADS
         heard = not self._link_closed and self.silent_s(now) <= HUNG_AFTER_S
         return self._status.loading is not None and gets_on and heard
 

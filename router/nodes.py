@@ -148,7 +148,10 @@ class Nodes:
         """Whether a node of a model gets on with loading that could then take so many tokens."""
         now = time.monotonic()
         return any(
-            self._models[name] == model and health.loads(now) and self._may_fit(name, tokens)
+            self._models[name] == model
+            and self._states[name] is not State.FENCED
+            and health.loads(now)
+            and self._may_fit(name, tokens)
             for name, health in self._health.items()
         )
 
@@ -175,6 +178,7 @@ class Nodes:
         return any(
             self._models[name] == model
             and not self._states[name].well
+            and self._states[name] is not State.FENCED
             and (name in self._limits or status.worker == "loading")
             and self._may_fit(name, tokens)
             for name, status in self.status.items()
@@ -424,6 +428,9 @@ class Nodes:
             self._on_refused("version")
             return
         self._models[status.name] = model
+        if greeting is not Greeting.FRESH and self._changed(status):
+            self.breach(status.name, "malformed", "the model that it has loaded changes")
+            return
         self._note_limits(status)
         self.status[status.name] = status
         self.breakers.setdefault(status.name, Breaker())
@@ -440,6 +447,13 @@ class Nodes:
             self.send(status.name, SendKvSnapshot())
         if greeting is Greeting.FRESH:
             self._on_fresh(status.name)
+
+    def _changed(self, status: NodeStatus) -> bool:
+        """Whether what a running worker has loaded is not what it had."""
+        before = self.status[status.name]
+        same_worker = before.worker_restarts == status.worker_restarts
+        models = (before.model, status.model)
+        return same_worker and None not in models and models[0] != models[1]
 
     def _note_limits(self, status: NodeStatus) -> None:
         """Remember what a node can take, also for when it is lost or loads again; another run under
@@ -458,9 +472,9 @@ class Nodes:
             return True  # The pool refuses it.
         if known is not None and known.incarnation == status.incarnation:
             return True
-        owner = self.pool.name_of(sender)
-        if owner not in (None, status.name):
-            self.breach(owner, "malformed", "it calls itself by two names")
+        if (owner := self.pool.name_of(sender)) is not None:
+            # A new run has a connection of its own.
+            self.breach(owner, "malformed", "it says on one connection that it is two nodes")
             return False
         if (reason := self._catalog.refusal(status.info)) is not None:
             return self._refuse(sender, status, "model", reason)

@@ -38,7 +38,10 @@ class Progress:
 
     def brought(self, sequence: Sequence, now: float) -> None:
         """A sequence's node has brought tokens of it."""
-        sequence.trials.brought(now)
+        trials = sequence.trials
+        for node in trials.gave_up:
+            self._nodes.doubt(node, "refusal", "no next token, it says where another node has one")
+        trials.brought(now)
         self._brought[sequence.node] = now
 
     def restarted(self, node: str) -> None:

@@ -100,29 +100,26 @@ class Rejections:
         )
 
     def _failed(self, sequence: Sequence) -> None:
-        """A node gives up what its worker died of again and again, which another need not repeat.
-        If its worker did not die, another node gets a chance."""
-        node, trials = sequence.node, sequence.trials
-        self._nodes.failed(node)
-        trials.failures += 1
-        died = self._nodes.status[node].worker_restarts > trials.restarts
-        others = any(other.name != node for other in self._nodes.ready(sequence.model))
-        if died or not others or trials.failures >= MAX_FAILURES:
-            sequence.fail(GenerationError("the request's node could not finish it"))
-            return
-        self._give_away(sequence, "failed", FAULT_PAUSE_S)
+        """A node gives up what its worker died of again and again."""
+        self._nodes.failed(sequence.node)
+        self._give_up(sequence, "failed", "the request's node could not finish it")
 
     def _not_finite(self, sequence: Sequence) -> None:
-        """The model has no next token: it computed NaN. One other node may see whether that is the
-        model's doing."""
+        """The model has no next token: it computed NaN."""
+        sequence.trials.gave_up.append(sequence.node)
+        why = "the model computed values that are not numbers, so there is no next token"
+        self._give_up(sequence, "not finite", why)
+
+    def _give_up(self, sequence: Sequence, word: str, why: str) -> None:
+        """A node cannot finish a sequence. One other node may see whether that is the request's
+        own doing; what a node says of itself is no proof."""
         trials = sequence.trials
         trials.failures += 1
         others = any(s.name != sequence.node for s in self._nodes.ready(sequence.model))
         if not others or trials.failures >= MAX_FAILURES:
-            why = "the model computed values that are not numbers, so there is no next token"
             sequence.fail(GenerationError(why))
             return
-        self._give_away(sequence, "not finite", FAULT_PAUSE_S)
+        self._give_away(sequence, word, FAULT_PAUSE_S)
 
     def _give_away(self, sequence: Sequence, why: str, pause_s: float | None = None) -> None:
         now = time.monotonic()

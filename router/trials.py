@@ -13,9 +13,10 @@ FAULT_PAUSE_S = 10.0
 class Trials:
     """Times are time.monotonic(). The sequence was `sent` to its node, whose worker had restarted
     `restarts` times; since then or since its last token it was `heard` of; the node was `asked` for
-    more. `denials`, `gaps` and `breaks` count what went wrong since its last token, `failures` the
-    nodes that have given it up. `suspected` are the nodes since its last token whose worker seemed
-    to have failed, each with its `restarts`."""
+    more. `denials`, `gaps`, `breaks` and `returns` (of its node, as a new run) count what went
+    wrong since its last token, `failures` the nodes that could not finish it; `gave_up` are those
+    that said that the model has no next token. `suspected` are the nodes whose worker since then
+    seemed to have failed, each with its `restarts`."""
 
     sent: float = 0.0
     heard: float = 0.0
@@ -25,7 +26,9 @@ class Trials:
     denials: int = 0
     gaps: int = 0
     breaks: int = 0
+    returns: int = 0
     failures: int = 0
+    gave_up: list[str] = field(default_factory=list)
     suspected: list[tuple[str, int]] = field(default_factory=list)
     _avoided: dict[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -39,10 +42,17 @@ class Trials:
         """Its node has brought tokens."""
         self.heard = now
         self.asked, self.answered = False, True
-        if self.denials or self.gaps or self.breaks or self.suspected or self._avoided:
-            self.denials = self.gaps = self.breaks = 0
+        if self.troubled:
+            self.denials = self.gaps = self.breaks = self.returns = 0
             self.suspected.clear()
+            self.gave_up.clear()
             self._avoided.clear()
+
+    @property
+    def troubled(self) -> bool:
+        """Whether anything went wrong since its last token."""
+        counted = self.denials or self.gaps or self.breaks or self.returns
+        return bool(counted or self.suspected or self.gave_up or self._avoided)
 
     def avoid(self, node: str, now: float, first_s: float = FIRST_PAUSE_S) -> None:
         """Do not try a node for a while, twice as long each time."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +14,8 @@ from mlxfleet.common.large_bodies import MAX_PROMPT_TOKENS, too_many_tokens
 from mlxfleet.common.messages import TokenizeChat, Tokenized, TokenizeFailed, TokenizeText
 from mlxfleet.tokenizer_proc.content_text import ContentText
 from mlxfleet.tokenizer_proc.errors import PromptError
+
+log = logging.getLogger(__name__)
 
 PROBE_CHARS_PER_TOKEN = 8
 PROBE_GROWTH = 8
@@ -39,6 +42,10 @@ class Encoder:
                 ids = self._encode_all(message.texts, message.max_tokens)
         except PromptError as error:
             return TokenizeFailed(message.rid, str(error), param, error.code)
+        except Exception:
+            # The tokenizer's library and the template may raise anything.
+            log.exception("a prompt could not be encoded")
+            return TokenizeFailed(message.rid, "the prompt cannot be encoded", param)
         return Tokenized(message.rid, ids, [block_hashes(prompt) for prompt in ids])
 
     def _encode_chat(self, messages: list[dict[str, str]], max_tokens: int) -> list[int]:

@@ -595,8 +595,14 @@ class Scheduler:
 
     def _first_to_yield(self, sequence: Sequence) -> Sequence:
         """Who makes room for a running sequence; it may be that itself."""
-        for rid in self._fair.yielding(sequence.rid, self._places):
-            return self._sequences[rid]
+        model = self._model
+        reused = model is not None and model.cold_blocks > 0
+        yielding = [self._sequences[rid] for rid in self._fair.yielding(sequence.rid, self._places)]
+        for other in yielding:
+            if other.progress(prefill_counts=reused) >= LEAST_PROGRESS:
+                return other
+        if yielding:
+            return yielding[0]
         return max(self._running.values(), key=lambda s: self._fair.precedence(s.rid))
 
     def _preempt(self, sequence: Sequence, computed: list[int] | None = None) -> None:

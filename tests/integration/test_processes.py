@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -90,18 +91,19 @@ def test_sockets_are_private_and_short(tiny_fleet: Fleet) -> None:
     assert stat.S_IMODE(orders.stat().st_mode) == 0o600
 
 
-@pytest.fixture
-def _busy_machine() -> Iterator[None]:
+@contextlib.contextmanager
+def busy_machine() -> Iterator[None]:
     """A process on every core, and one more, that want all the time there is."""
     burn = [sys.executable, "-S", "-c", "while True: pass"]
     burners = [subprocess.Popen(burn) for _ in range((os.cpu_count() or 1) + 1)]
-    yield
-    for burner in burners:
-        burner.kill()
-        burner.wait()
+    try:
+        yield
+    finally:
+        for burner in burners:
+            burner.kill()
+            burner.wait()
 
 
-@pytest.mark.usefixtures("_busy_machine")
 def test_no_child_survives_a_killed_parent_on_a_busy_machine(tiny_model: Path) -> None:
     with Fleet("--model", str(tiny_model)) as fleet:
         processes = list(children(fleet).values())
@@ -111,8 +113,9 @@ def test_no_child_survives_a_killed_parent_on_a_busy_machine(tiny_model: Path) -
         wait_for(
             lambda: fleet.metric("mlxfleet_running_sequences", node="node-0") > 0, "a running row"
         )
-        fleet.process.kill()
-        wait_for(lambda: not any(map(runs, processes)), "every child to end", deadline_s=2.0)
+        with busy_machine():
+            fleet.process.kill()
+            wait_for(lambda: not any(map(runs, processes)), "every child to end", deadline_s=2.0)
         busy.join(timeout=10)
 
 

@@ -229,6 +229,18 @@ def test_more_than_the_limits_is_refused_at_once(
     assert desk.admission.sequences == 0
 
 
+def test_one_that_fills_the_router_keeps_nobody_out() -> None:
+    desk = Desk(max_sequences=100)
+    with desk.admission.room_for(ticket("a", sequences=100)):
+        with pytest.raises(OverloadedError), desk.admission.room_for(ticket("a")):
+            pass
+        with desk.admission.room_for(ticket("b", sequences=12)):
+            with pytest.raises(OverloadedError), desk.admission.room_for(ticket("b")):
+                pass
+            with desk.admission.room_for(ticket("c")):
+                assert desk.admission.sequences == 113
+
+
 def test_the_limit_of_a_key_is_not_that_of_another() -> None:
     desk = Desk(max_per_client=1)
     with desk.admission.room_for(ticket("a")), desk.admission.room_for(ticket("b")):

@@ -16,6 +16,7 @@ from mlxfleet.common.messages import (
     Finish,
     KvEvents,
     KvSnapshot,
+    Leaving,
     NodeToRouter,
     Rejected,
     StreamBroken,
@@ -225,13 +226,36 @@ def test_what_one_node_refuses_another_gets(code: str) -> None:
     run(test)
 
 
-def test_what_kills_workers_is_not_passed_on() -> None:
+def test_what_a_node_says_of_its_worker_does_not_end_a_request() -> None:
     async def test(bench: Bench) -> None:
         rogue, sequence = await on_rogue(bench)
         await rogue.greet(worker_restarts=3)
         rogue.reject("a", "failed")
-        await until(lambda: sequence.ended, "the end")
-        assert isinstance(sequence.error, GenerationError)
+        await until(lambda: not sequence.node, "the refusal")
+        await moved(bench, sequence)
+
+    run(test)
+
+
+def test_a_new_run_on_an_old_connection_is_a_breach() -> None:
+    async def test(bench: Bench) -> None:
+        rogue, sequence = await on_rogue(bench)
+        rogue.run += 1
+        rogue.channel.send(rogue.heartbeat())
+        await until(lambda: state(bench) is State.FENCED, "the fence")
+        await moved(bench, sequence)
+
+    run(test)
+
+
+def test_a_node_that_has_left_does_not_go_on() -> None:
+    async def test(bench: Bench) -> None:
+        rogue, sequence = await on_rogue(bench)
+        rogue.channel.send(Leaving())
+        await until(lambda: state(bench) is State.DEAD, "its end")
+        await rogue.greet()
+        assert state(bench) is State.DEAD
+        await moved(bench, sequence)
 
     run(test)
 
