@@ -70,7 +70,8 @@ class RouterOptions:
     page. Several with commas, or the option several times."""
 
     max_requests: Positive = 1024
-    """Sequences in the router at once, in any state; more are answered 429."""
+    """Sequences in the router at once, in any state; more are answered 429. When others fill it,
+    there is a quarter more for clients that have few."""
 
     max_requests_per_key: Positive | None = None
     """Sequences that one API key may have in the router at once; more are answered 429."""
