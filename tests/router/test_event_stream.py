@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
@@ -140,5 +141,34 @@ def test_a_client_that_leaves_ends_the_pings() -> None:
         sent = len(pings)
         await asyncio.sleep(3 * PING_S)
         assert len(pings) == sent
+
+    run(body, look, PING_S)
+
+
+def test_a_ping_under_way_comes_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[bytes] = []
+    write, write_eof = web.StreamResponse.write, web.StreamResponse.write_eof
+
+    async def slow(response: web.StreamResponse, data: bytes) -> None:
+        if data == PING:
+            await asyncio.sleep(2 * PING_S)
+        sent.append(data)
+        await write(response, data)
+
+    async def end(response: web.StreamResponse, data: bytes = b"") -> None:
+        sent.append(b"eof")
+        await asyncio.sleep(3 * PING_S)
+        await write_eof(response, data)
+
+    async def body(stream: EventStream) -> None:
+        await asyncio.sleep(1.5 * PING_S)
+
+    async def look(client: Client, pings: list[int]) -> None:
+        monkeypatch.setattr(web.StreamResponse, "write", slow)
+        monkeypatch.setattr(web.StreamResponse, "write_eof", end)
+        async with client.get("/") as response:
+            await response.content.read()
+        assert sent[-1] == b"eof"
+        assert PING in sent
 
     run(body, look, PING_S)

@@ -8,7 +8,7 @@ import pytest
 
 from mlxfleet.common.liveness import HUNG_AFTER_S, LOAD_STUCK_S
 from mlxfleet.common.messages import LoadProgress
-from mlxfleet.router.health import MAX_LOADS, SLOW_PASSES, NodeHealth, State
+from mlxfleet.router.health import LONGEST_LOAD_S, MAX_LOADS, SLOW_PASSES, NodeHealth, State
 from tests.router.reports import node_status
 
 REPORT_S = 0.25
@@ -132,6 +132,25 @@ def test_one_that_loads_gets_on_until_it_stands_still_for_long() -> None:
     assert not health.loads(now + REPORT_S)
     health.report(node_status(**loading(100)), now + 2 * REPORT_S)
     assert health.loads(now + 2 * REPORT_S)
+
+
+def test_one_that_loads_to_and_fro_does_not_get_on() -> None:
+    health = NodeHealth(node_status(), 0.0)
+    now = 0.0
+    while now <= LOAD_STUCK_S:
+        assert health.loads(now) or not now
+        now += REPORT_S
+        health.report(node_status(**loading(int(now / REPORT_S) % 2)), now)
+    now += 2 * REPORT_S
+    health.report(node_status(**loading(0)), now)
+    assert not health.loads(now)
+
+
+def test_one_that_loads_for_ever_is_not_waited_for() -> None:
+    health = NodeHealth(node_status(), 0.0)
+    for done in range(100):
+        health.report(node_status(**loading(done)), done * LONGEST_LOAD_S / 90)
+    assert not health.loads(99 * LONGEST_LOAD_S / 90)
 
 
 def test_one_that_loads_and_is_silent_does_not_get_on() -> None:

@@ -25,6 +25,7 @@ from mlxfleet.common.messages import (
     TokenTextLogprobs,
 )
 from mlxfleet.router.breaker import BreakerState
+from mlxfleet.router.dispatcher import MAX_RETURNS
 from mlxfleet.router.fences import DOUBTS_TO_FENCE
 from mlxfleet.router.health import State
 from mlxfleet.router.node_patience import LEAST_S
@@ -242,6 +243,29 @@ def test_a_new_run_on_an_old_connection_is_a_breach() -> None:
         rogue, sequence = await on_rogue(bench)
         rogue.run += 1
         rogue.channel.send(rogue.heartbeat())
+        await until(lambda: state(bench) is State.FENCED, "the fence")
+        await moved(bench, sequence)
+
+    run(test)
+
+
+def test_a_node_that_starts_again_and_again_loses_its_sequences() -> None:
+    async def test(bench: Bench) -> None:
+        rogue, sequence = await on_rogue(bench)
+        for _ in range(MAX_RETURNS):
+            await rogue.restart()
+            assert sequence.node == ROGUE
+        await rogue.restart()
+        await moved(bench, sequence)
+
+    run(test)
+
+
+def test_a_model_that_changes_while_it_runs_is_a_breach() -> None:
+    async def test(bench: Bench) -> None:
+        rogue, sequence = await on_rogue(bench)
+        larger = msgspec.structs.replace(rogue.model, weights_bytes=rogue.model.weights_bytes + 1)
+        rogue.channel.send(rogue.heartbeat(model=larger))
         await until(lambda: state(bench) is State.FENCED, "the fence")
         await moved(bench, sequence)
 

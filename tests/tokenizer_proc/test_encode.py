@@ -48,6 +48,18 @@ def test_special_tokens_in_a_message_are_what_the_template_makes_of_them(tokeniz
     assert isinstance(answer, Tokenized)
 
 
+class Failing:
+    """A tokenizer that fails as the tokenizers library does."""
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        raise Exception("WordLevel error: Missing [UNK] token")
+
+
+def test_whatever_encoding_raises_ends_one_request_only() -> None:
+    answer = Encoder(Failing()).encode(TokenizeText("r", ["Hi"], 100))
+    assert answer == TokenizeFailed("r", "the prompt cannot be encoded", "prompt")
+
+
 @pytest.mark.parametrize(
     ("template", "word"),
     [
