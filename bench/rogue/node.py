@@ -101,7 +101,10 @@ class RogueNode:
         self._channel.send(msgspec.Raw(message) if isinstance(message, bytes) else message)
 
     def push(self, detokenizer: str, message: Any) -> None:
-        """The same for a detokenizer."""
+        """The same for a detokenizer; nothing before the router has told where that is."""
+        if (address := self._detokenizers.get(detokenizer)) is None:
+            self._channel.unsent += 1
+            return
         frame = message if isinstance(message, bytes) else msgspec.msgpack.encode(message)
         socket = self._pushes.get(detokenizer)
         if socket is None:
@@ -109,7 +112,7 @@ class RogueNode:
             socket.setsockopt(zmq.LINGER, 0)
             if self._security is not None:
                 self._security.apply(socket)
-            socket.connect(as_reached(self._detokenizers[detokenizer], self._address))
+            socket.connect(as_reached(address, self._address))
         try:
             socket.send(frame, zmq.NOBLOCK)
         except zmq.Again:
@@ -127,7 +130,7 @@ class RogueNode:
     def _take(self, _: bytes, message: Any) -> None:
         match message:
             case Welcome():
-                self._detokenizers = message.detokenizers
+                self._detokenizers |= message.detokenizers
                 self.joined.set()
             case Generate():
                 self.first_request_s = self.first_request_s or time.monotonic()
