@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from tests.integration.fleet import Fleet, wait_for
 
 FREED_WITHIN_S = 0.2
 LONG = {"prompt": "Once", "max_tokens": 8000, "ignore_eos": True}
+TINY_KV_BYTES_PER_TOKEN = 512
 SLOW_PREFILL = {"prompt": [1000] * 8000, "max_tokens": 100, "ignore_eos": True}
 
 
@@ -120,8 +122,10 @@ def test_more_than_fits_into_memory_takes_turns(tiny_model: Path) -> None:
         too_much = fleet.post("/v1/completions", {"prompt": "Hi", "max_tokens": 4000})
         assert too_much[0] == 400
         assert "MB of KV cache" in too_much[1]["error"]["message"]
-        # Slots have room for 2048 tokens, and there is memory for one of them and a half.
-        tokens = int(0.45 * budget / 512)
+        # Slots have room for a power of two of tokens. One that nearly fills the largest that fits
+        # leaves no memory for another like it, however large the rest of the process is.
+        slot_tokens = 2 ** int(math.log2(budget / TINY_KV_BYTES_PER_TOKEN))
+        tokens = int(0.8 * slot_tokens)
         bodies = [
             {**LONG, "prompt": word, "max_tokens": tokens, "temperature": 0}
             for word in ("Hello", "Once upon")
