@@ -12,6 +12,7 @@ import sys
 import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 import uvloop
@@ -24,6 +25,8 @@ GZIP_BODIES = 20
 GZIP_BYTES = 400_000_000
 SLOW_CLIENTS = 400
 DEAF_CLIENTS = 12
+LEAVERS = 30
+HELD_ANSWERS = 3
 DEAF_BUFFER_BYTES = 4096
 HOLD_S = 4.0
 PIECE_BYTES = 256 * 1024
@@ -131,6 +134,31 @@ async def large_texts(target: Target) -> Answers:
     return Counter(await asyncio.gather(*(target.send(body) for _ in range(10))))
 
 
+async def leavers(target: Target) -> Answers:
+    """Clients that leave as soon as they have sent a large body, one after the other."""
+    bodies = [b'{"prompt":"' + filled(b"a ") + b'"}', b'{"prompt":[' + filled(b"1234,") + b"1]}"]
+    for number in range(LEAVERS):
+        body = bodies[number % 2]
+        reader, writer = await target.connect()
+        writer.write(head(COMPLETIONS, len(body)) + body)
+        with suppress(ConnectionError, TimeoutError):
+            async with asyncio.timeout(HOLD_S):
+                await writer.drain()
+        writer.close()
+    return Counter({"left": LEAVERS})
+
+
+async def wide(target: Target) -> Answers:
+    """Answers with as many log-probabilities as a request may ask for: refused if they would have
+    to be held until the end, otherwise the client does not read them."""
+    asked = b'"prompt":"a","n":64,"max_tokens":2500,"logprobs":20,"ignore_eos":true'
+    held = b'"prompt":"a","n":1,"max_tokens":3900,"logprobs":20,"ignore_eos":true'
+    bodies = [b"{" + asked + b"}", *[b"{" + held + b"}"] * HELD_ANSWERS]
+    answers = [target.send(body) for body in bodies]
+    streaming = target.send(b"{" + asked + b',"stream":true}')
+    return Counter(await asyncio.gather(*answers, streaming))
+
+
 async def slow(target: Target) -> Answers:
     """Clients that do not finish their request's head, or do not begin one; the answers say what
     became of them."""
@@ -170,6 +198,8 @@ CASES: dict[str, Callable[[Target], Coroutine[Any, Any, Answers]]] = {
     "token_list": token_list,
     "shapes": shapes,
     "large_texts": large_texts,
+    "leavers": leavers,
+    "wide": wide,
     "slow": slow,
     "deaf": deaf,
 }

@@ -331,11 +331,14 @@ class Keys:
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
     """A model of a router: its name in the API, what a node has to have to serve it, and the
-    sampling parameters of requests that do not give them."""
+    sampling parameters of requests that do not give them. `vocab_size` and `context_length` are
+    what its configuration says, 0 if that is not known."""
 
     name: str = ""
     source: str = ""
     tokenizer_hash: str = ""
+    vocab_size: int = 0
+    context_length: int = 0
     sampling: SamplingDefaults = SamplingDefaults()  # noqa: RUF009 - frozen
 
 

@@ -36,6 +36,7 @@ from mlxfleet.common.curve import CurveClient, CurveServer
 from mlxfleet.common.errors import ConfigError
 from mlxfleet.common.messages import NodeInfo
 from mlxfleet.common.metrics_address import metrics_host, metrics_port
+from mlxfleet.common.model_config import known_sizes
 from mlxfleet.common.preflight import SECRETS_ENV
 from mlxfleet.common.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from mlxfleet.common.sim_specs import check_sim, sim_orders
@@ -160,12 +161,7 @@ def make_specs(
     info: NodeInfo = NodeInfo(),  # noqa: B008 - frozen
 ) -> list[ProcessSpec]:
     """A front end and its nodes, all on one machine. `info` is what the nodes tell of it."""
-    served = ServedModel(
-        name=options.router.served_model_name or model_name,
-        source=info.model,
-        tokenizer_hash=info.tokenizer_hash,
-        sampling=sampling_defaults(options.router, model_dir),
-    )
+    served = served_model(options.router, model_dir, model_name, info.tokenizer_hash)
     front = FrontEnd(
         models=[(served, model_dir)],
         router=options.router,
@@ -209,11 +205,20 @@ def make_specs(
     return specs
 
 
-def sampling_defaults(options: RouterOptions, model_dir: Path) -> SamplingDefaults:
-    """What requests for a model are sampled with where they do not say."""
-    if options.generation_config == "off":
-        return SamplingDefaults()
-    return read_sampling_defaults(model_dir)
+def served_model(
+    options: RouterOptions, model_dir: Path, source: str, tokenizer_hash: str
+) -> ServedModel:
+    """What a router is told of a model."""
+    recommended = options.generation_config != "off"
+    sizes = known_sizes(model_dir)
+    return ServedModel(
+        name=options.served_model_name or source,
+        source=source,
+        tokenizer_hash=tokenizer_hash,
+        vocab_size=sizes.vocab_size,
+        context_length=sizes.context_length,
+        sampling=read_sampling_defaults(model_dir) if recommended else SamplingDefaults(),
+    )
 
 
 def front_specs(front: FrontEnd, runtime: Path) -> list[ProcessSpec]:

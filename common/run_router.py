@@ -21,7 +21,7 @@ from mlxfleet.common.config import (
     ServedModel,
 )
 from mlxfleet.common.errors import ConfigError
-from mlxfleet.common.fleet_specs import FrontEnd, front_specs, sampling_defaults, tcp_links
+from mlxfleet.common.fleet_specs import FrontEnd, front_specs, served_model, tcp_links
 from mlxfleet.common.launch import url_of
 from mlxfleet.common.links import advertised_host, bind_host, free_ports, router_security
 from mlxfleet.common.model_files import resolve_model
@@ -93,14 +93,8 @@ def served_models(models: Sequence[str], options: RouterOptions) -> list[tuple[S
     wanted: Sequence[str | None] = models or [None]
     for model in wanted:
         folder, source = resolve_model(model, weights=False)
-        name = options.served_model_name or source
-        if name in found:
-            raise ConfigError(f"--model: there are two models of the name {name}")
-        served = ServedModel(
-            name=name,
-            source=source,
-            tokenizer_hash=tokenizer_hash(folder),
-            sampling=sampling_defaults(options, folder),
-        )
-        found[name] = served, folder
+        served = served_model(options, folder, source, tokenizer_hash(folder))
+        if served.name in found:
+            raise ConfigError(f"--model: there are two models of the name {served.name}")
+        found[served.name] = served, folder
     return list(found.values())

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from msgspec import structs
+
 from mlxfleet.common.config import ServedModel
 from mlxfleet.common.errors import InvalidRequestError, ModelNotFoundError
-from mlxfleet.common.messages import NodeInfo
+from mlxfleet.common.messages import ModelInfo, NodeInfo
 from mlxfleet.common.sampling_defaults import SamplingDefaults
 
 SHOWN_HASH = 16
+NOTHING = ServedModel()
 
 
 class Catalog:
@@ -48,6 +51,20 @@ class Catalog:
     def sampling_defaults(self, name: str) -> SamplingDefaults:
         """What requests for a model are sampled with where they do not say."""
         return self._models[name].sampling
+
+    def bounded(self, name: str, model: ModelInfo) -> ModelInfo:
+        """What a node has loaded, as far as the model's own configuration agrees: what it says of
+        token ids and context decides about requests that other nodes could answer."""
+        known = self._models.get(name, NOTHING)
+        return structs.replace(
+            model,
+            vocab_size=known.vocab_size or model.vocab_size,
+            context_length=min(known.context_length or model.context_length, model.context_length),
+        )
+
+    def context_length(self, name: str) -> int:
+        """A model's longest sequence by its own configuration, 0 if that is not known."""
+        return self._models.get(name, NOTHING).context_length
 
     def model_of(self, info: NodeInfo) -> str | None:
         """The name in the API of a node's model; None if it is not served here."""

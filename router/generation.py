@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -27,7 +27,7 @@ from mlxfleet.common.request_content import split_prompt
 from mlxfleet.router.admission import Ticket, Turn
 from mlxfleet.router.catalog import Catalog
 from mlxfleet.router.dispatcher import Dispatcher, new_rid
-from mlxfleet.router.limits import Limits, check_length, check_prompts
+from mlxfleet.router.limits import Limits, check_answer, check_length, check_prompts
 from mlxfleet.router.parameters import (
     COMPLETION_DEFAULT_MAX_TOKENS,
     ChatRequest,
@@ -44,20 +44,16 @@ from mlxfleet.router.sequences import Delta, Sequence
 from mlxfleet.router.tokenizers import Tokenizers
 from mlxfleet.router.wakeup import Wakeup
 
+E = TypeVar("E")
+
 
 @dataclass
-class Choice:
-    """One finished choice."""
+class Choice(Generic[E]):
+    """One finished choice, with an entry for each token's log-probabilities."""
 
     text: str = ""
-    logprobs: list[TokenTextLogprobs] = field(default_factory=list)
+    logprobs: list[E] = field(default_factory=list)
     finish_reason: FinishReason | None = None
-
-    def add(self, delta: Delta) -> None:
-        """Append what is new."""
-        self.text += delta.text
-        self.logprobs += delta.logprobs
-        self.finish_reason = delta.finish_reason or self.finish_reason
 
 
 class Generation:
@@ -169,11 +165,14 @@ class Generation:
             alike = before.prompt_ids is sequence.prompt_ids
             await self._start(sequence, before if alike else None)
 
-    async def collect(self) -> list[Choice]:
-        """Run to the end."""
-        choices = [Choice() for _ in self.sequences]
+    async def collect(self, entry: Callable[[TokenTextLogprobs], E]) -> list[Choice[E]]:
+        """Run to the end. `entry` makes of log-probabilities what is kept of them."""
+        choices: list[Choice[E]] = [Choice() for _ in self.sequences]
         async for index, delta in self.deltas():
-            choices[index].add(delta)
+            choice = choices[index]
+            choice.text += delta.text
+            choice.logprobs += map(entry, delta.logprobs)
+            choice.finish_reason = delta.finish_reason or choice.finish_reason
         return choices
 
     @property
@@ -215,9 +214,9 @@ class Front:
         UnavailableError if that takes too long."""
         await self._limits(name, 1)
 
-    async def read(self, kind: type[R], body: bytes) -> Asked[R]:
-        """What a body asks for; InvalidRequestError names the parameter."""
-        return await read(kind, body, self._tokenizers)
+    async def read(self, kind: type[R], body: bytes, client: str) -> Asked[R]:
+        """What a client's body asks for; InvalidRequestError names the parameter."""
+        return await read(kind, body, self._tokenizers, client)
 
     async def chat(self, asked: Asked[ChatRequest], traceparent: str) -> Generation:
         """A chat request's generation; `traceparent` is that of its being tokenized."""
@@ -229,7 +228,7 @@ class Front:
             messages = [message.for_template() for message in request.messages]
             longest = self._nodes.longest_context(name)
             question = TokenizeChat(new_rid(), messages, longest, traceparent)
-            tokenized = await self._tokenizers.tokenize(question, name)
+            tokenized = await self._tokenizers.tokenize(question, name, asked.client)
         else:
             tokenized = await self._tokenize_content(asked, name, traceparent)
         prompts = tokenized.token_ids
@@ -238,6 +237,7 @@ class Front:
         room = max(limits.tokens - len(prompts[0]), 1)
         max_tokens = stated or min(self._default_max_tokens, room)
         check_length(prompts, max_tokens, limits, "messages")
+        check_answer(request, max_tokens, logprobs)
         sampling = make_sampling(
             request,
             max_tokens=max_tokens,
@@ -253,6 +253,7 @@ class Front:
         name = self.catalog.find(request.model)
         model = (await self._limits(name, 1)).model
         max_tokens = request.max_tokens or COMPLETION_DEFAULT_MAX_TOKENS
+        check_answer(request, max_tokens, request.logprobs)
         sampling = make_sampling(
             request,
             max_tokens=max_tokens,
@@ -261,7 +262,7 @@ class Front:
             defaults=self.catalog.sampling_defaults(name),
         )
         if asked.content is None:
-            tokenized = await self._tokenize_prompt(request, name, model.vocab_size, traceparent)
+            tokenized = await self._tokenize_prompt(asked, name, model.vocab_size, traceparent)
         else:
             tokenized = await self._tokenize_content(asked, name, traceparent)
         prompts = tokenized.token_ids
@@ -271,14 +272,14 @@ class Front:
         return Generation(self._dispatcher, tokenized, sampling, request, name)
 
     async def _tokenize_prompt(
-        self, request: CompletionRequest, name: str, vocab_size: int, traceparent: str
+        self, asked: Asked[CompletionRequest], name: str, vocab_size: int, traceparent: str
     ) -> Tokenized:
-        prompt = split_prompt(request.prompt, vocab_size)
+        prompt = split_prompt(asked.request.prompt, vocab_size)
         texts = [item for item in prompt if isinstance(item, str)]
         if texts:
             longest = self._nodes.longest_context(name)
             question = TokenizeText(new_rid(), texts, longest, traceparent)
-            return await self._tokenizers.tokenize(question, name)
+            return await self._tokenizers.tokenize(question, name, asked.client)
         prompts = [item for item in prompt if isinstance(item, list)]
         limits = await self._limits(name, max(map(len, prompts)) + 1)
         check_prompts(prompts, limits, "prompt")
@@ -296,7 +297,7 @@ class Front:
             model.vocab_size,
             traceparent,
         )
-        return await self._tokenizers.tokenize(question, name)
+        return await self._tokenizers.tokenize(question, name, asked.client)
 
     async def _limits(self, name: str, tokens: int) -> Limits:
         """What a sequence of a model is measured by. Waits for a node if none is known yet, or if

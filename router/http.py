@@ -23,7 +23,7 @@ from mlxfleet.common.errors import (
     UnavailableError,
 )
 from mlxfleet.common.load_progress import describe
-from mlxfleet.common.messages import LoadProgress
+from mlxfleet.common.messages import LoadProgress, TokenTextLogprobs
 from mlxfleet.common.tracing import Tracer
 from mlxfleet.router.admin import Admin
 from mlxfleet.router.admission import Admission, Ticket
@@ -220,12 +220,20 @@ class Api:
                 data = await body.read()
                 began = time.perf_counter()
                 trace.stage("validate")
-                asked = await self._front.read(kind, data)
+                deadline = deadline_of(http)
+                async with within(deadline):
+                    asked = await self._front.read(kind, data, client_name(http))
                 del data
                 request = asked.request
                 record.model = model = self._front.catalog.find(request.model)
                 trace.asks(request, model)
-                ticket = make_ticket(http, request, model)
+                ticket = Ticket(
+                    client=asked.client,
+                    model=model,
+                    sequences=request.sequences,
+                    priority=request.priority or "interactive",
+                    deadline=deadline,
+                )
                 stages = self._metrics.stages
                 stages.observe(model, "validate", time.perf_counter() - began)
                 shown = self._in_flight.entry(ticket.priority)
@@ -271,7 +279,8 @@ class Api:
                 self.idle.set()
 
     async def _whole(self, generation: Generation, shape: Shape) -> web.Response:
-        choices = await generation.collect()
+        entry: Callable[[TokenTextLogprobs], Any] = shape.entry
+        choices = await generation.collect(entry)
         return json_response(
             Response(
                 id=shape.id_prefix + generation.rid,
@@ -321,27 +330,21 @@ class Api:
         }
 
 
-def make_ticket(http: web.Request, request: Parameters, model: str) -> Ticket:
-    """A request's place in the queue; InvalidRequestError if its time limit is none."""
-    deadline = None
-    if (text := http.headers.get(TIMEOUT_HEADER)) is not None:
-        try:
-            timeout_s = float(text)
-        except ValueError:
-            timeout_s = math.nan
-        if not 0 < timeout_s < math.inf:
-            raise InvalidRequestError(
-                f"the header {TIMEOUT_HEADER} wants a positive number of seconds, not {text!r}",
-                param=TIMEOUT_HEADER,
-            )
-        deadline = asyncio.get_running_loop().time() + timeout_s
-    return Ticket(
-        client=client_name(http),
-        model=model,
-        sequences=request.sequences,
-        priority=request.priority or "interactive",
-        deadline=deadline,
-    )
+def deadline_of(http: web.Request) -> float | None:
+    """When a request's client gives up, in the event loop's time; None is never.
+    InvalidRequestError if its time limit is none."""
+    if (text := http.headers.get(TIMEOUT_HEADER)) is None:
+        return None
+    try:
+        timeout_s = float(text)
+    except ValueError:
+        timeout_s = math.nan
+    if not 0 < timeout_s < math.inf:
+        raise InvalidRequestError(
+            f"the header {TIMEOUT_HEADER} wants a positive number of seconds, not {text!r}",
+            param=TIMEOUT_HEADER,
+        )
+    return asyncio.get_running_loop().time() + timeout_s
 
 
 @contextlib.contextmanager

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 
 from mlxfleet.common.errors import InvalidRequestError
 from mlxfleet.common.messages import ModelInfo
+from mlxfleet.router.parameters import Parameters
 
 # More than any context; what a node says of its own is not trusted.
 MOST_TOKENS = 1 << 40
+# Some 25 MB of JSON, which takes several times that to make and to send.
+MOST_LOGPROBS = 500_000
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,22 @@ def check_prompts(prompts: list[list[int]], limits: Limits, param: str) -> None:
                 param=param,
                 code="context_length_exceeded",
             )
+
+
+def check_answer(request: Parameters, max_tokens: int, logprobs: int | None) -> None:
+    """Refuse answers whose log-probabilities would be too much to hold, because they are not
+    streamed."""
+    if request.stream or logprobs is None:
+        return
+    count = request.sequences * max_tokens * (1 + logprobs)
+    if count > MOST_LOGPROBS:
+        raise InvalidRequestError(
+            f"the answer may have {count:,} log-probabilities, more than the {MOST_LOGPROBS:,} that"
+            " fit an answer which is not streamed; stream it, or ask for fewer tokens, choices or"
+            " alternatives",
+            param="logprobs",
+            code="answer_too_large",
+        )
 
 
 def check_length(prompts: list[list[int]], max_tokens: int, limits: Limits, param: str) -> None:

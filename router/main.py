@@ -72,7 +72,9 @@ class RouterService(Service):
             self._gatekeeper = Gatekeeper(
                 self._context, told.security, metrics.refused_nodes.labels("key").inc
             )
-        self._tokenizers = Tokenizers(self._context, told.tokenizer_address, session)
+        self._tokenizers = Tokenizers(
+            self._context, told.tokenizer_address, session, wait_s=options.node_wait_s
+        )
         routing = Routing(
             options.routing,
             max_index_blocks=options.cache_index_blocks,

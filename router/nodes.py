@@ -134,15 +134,16 @@ class Nodes:
 
     def longest_context(self, model: str) -> int:
         """The longest context of a model's nodes, in tokens, whether they are there or not."""
+        unknown = self._catalog.context_length(model) or UNKNOWN_CONTEXT
         known = [limits.model.context_length for limits in self._known_limits(model, living=False)]
         loading = [
-            (status.loading.context_length if status.loading else 0) or UNKNOWN_CONTEXT
+            min((status.loading.context_length if status.loading else 0) or unknown, unknown)
             for name, status in self.status.items()
             if self._models[name] == model
             and name not in self._limits
             and status.worker == "loading"
         ]
-        return max(known + loading, default=UNKNOWN_CONTEXT)
+        return max(known + loading, default=unknown)
 
     def loads(self, model: str, tokens: int = 1) -> bool:
         """Whether a node of a model gets on with loading that could then take so many tokens."""
@@ -461,9 +462,11 @@ class Nodes:
         before = self.status.get(status.name)
         if before is not None and before.info.instance != status.info.instance:
             self._limits.pop(status.name, None)
-        known = self._limits.get(status.name)
-        if status.model is not None and (known is None or known.model != status.model):
-            self._limits[status.name] = Limits.of(status.model)
+            before = None
+        if status.model is None or (before is not None and before.model == status.model):
+            return
+        model = self._catalog.bounded(self._models[status.name], status.model)
+        self._limits[status.name] = Limits.of(model)
 
     def _may_join(self, sender: bytes, status: NodeStatus) -> bool:
         """Whether a report is from a node that is in, or may come in now."""

@@ -17,9 +17,11 @@ INLINE_BYTES = 256 * 1024
 @dataclass
 class Asked(Generic[R]):
     """What a request asks for. `content` is the JSON of a large request's prompt or messages, which
-    is still to be checked; then the request itself has only a placeholder there."""
+    is still to be checked; then the request itself has only a placeholder there. `client` is who
+    asks, see `client_name`."""
 
     request: R
+    client: str = ""
     content: bytes | None = None
 
     def forget_prompt(self) -> None:
@@ -37,10 +39,10 @@ def field_of(kind: type[ChatRequest] | type[CompletionRequest]) -> ContentField:
     return "messages" if issubclass(kind, ChatRequest) else "prompt"
 
 
-async def read(kind: type[R], body: bytes, tokenizers: Tokenizers) -> Asked[R]:
-    """Check a body; InvalidRequestError names the parameter. A large one is taken apart in a
-    tokenizer process."""
+async def read(kind: type[R], body: bytes, tokenizers: Tokenizers, client: str) -> Asked[R]:
+    """Check a client's body; InvalidRequestError names the parameter. A large one is taken apart in
+    a tokenizer process."""
     if len(body) <= INLINE_BYTES:
-        return Asked(parse(kind, body))
-    parts = await tokenizers.take_apart(TakeApart(new_rid(), field_of(kind), body))
-    return Asked(parse(kind, parts.parameters), parts.content)
+        return Asked(parse(kind, body), client)
+    parts = await tokenizers.take_apart(TakeApart(new_rid(), field_of(kind), body), client)
+    return Asked(parse(kind, parts.parameters), client, parts.content)

@@ -7,11 +7,14 @@ import time
 from collections import defaultdict
 from typing import Any, Literal
 
-from msgspec import UNSET, Struct, UnsetType, field
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType, field
 
-from mlxfleet.common.messages import FinishReason, TokenText, TokenTextLogprobs
+from mlxfleet.common.messages import FinishReason, TokenTextLogprobs
 from mlxfleet.router.generation import Choice, Generation
 from mlxfleet.router.sequences import Delta
+
+encode = msgspec.json.Encoder().encode
 
 
 class PromptTokensDetails(Struct):
@@ -54,10 +57,19 @@ class ChatTokenLogprob(Struct):
 
 
 class ChatLogprobs(Struct):
-    """Log-probabilities of a chat choice."""
+    """Log-probabilities of a chat choice: a ChatTokenLogprob for each token, as JSON."""
 
-    content: list[ChatTokenLogprob]
+    content: list[Raw]
     refusal: None = None
+
+
+class CompletionEntry(Struct, frozen=True):
+    """One token of CompletionLogprobs. `top` is JSON, `raw` are the token's bytes."""
+
+    token: str
+    logprob: float
+    raw: bytes
+    top: Raw | None
 
 
 class CompletionLogprobs(Struct):
@@ -65,7 +77,7 @@ class CompletionLogprobs(Struct):
 
     tokens: list[str]
     token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]] | None
+    top_logprobs: list[Raw | None] | None
     text_offset: list[int]
 
 
@@ -122,18 +134,27 @@ class Response(Struct, kw_only=True):
 
 
 class ChatShape:
-    """Answers of POST /v1/chat/completions."""
+    """Answers of POST /v1/chat/completions.
+
+    A shape's `entry` is what a whole answer keeps of a token's log-probabilities: JSON takes a
+    fraction of the memory that they have as objects."""
 
     id_prefix = "chatcmpl-"
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def whole(self, index: int, choice: Choice) -> ChatChoice:
+    def entry(self, logprobs: TokenTextLogprobs) -> Raw:
+        """A token's log-probabilities."""
+        chosen = logprobs.chosen
+        top = [ChatTopLogprob(token.token, token.logprob, token.bytes) for token in logprobs.top]
+        return Raw(encode(ChatTokenLogprob(chosen.token, chosen.logprob, chosen.bytes, top)))
+
+    def whole(self, index: int, choice: Choice[Raw]) -> ChatChoice:
         """A finished choice."""
         return ChatChoice(
             index=index,
             message=ChatMessage(choice.text),
-            logprobs=chat_logprobs(choice.logprobs),
+            logprobs=ChatLogprobs(choice.logprobs) if choice.logprobs else None,
             finish_reason=choice.finish_reason,
         )
 
@@ -147,7 +168,7 @@ class ChatShape:
         return ChatChunkChoice(
             index=index,
             delta=ChatDelta(content=delta.text or UNSET),
-            logprobs=chat_logprobs(delta.logprobs),
+            logprobs=ChatLogprobs([*map(self.entry, delta.logprobs)]) if delta.logprobs else None,
             finish_reason=delta.finish_reason,
         )
 
@@ -163,7 +184,13 @@ class CompletionShape:
         self._top = logprobs
         self._texts: defaultdict[int, TextLength] = defaultdict(TextLength)
 
-    def whole(self, index: int, choice: Choice) -> TextChoice:
+    def entry(self, logprobs: TokenTextLogprobs) -> CompletionEntry:
+        """A token's log-probabilities."""
+        chosen = logprobs.chosen
+        top = Raw(encode(completion_top(logprobs))) if self._top else None
+        return CompletionEntry(chosen.token, chosen.logprob, bytes(chosen.bytes), top)
+
+    def whole(self, index: int, choice: Choice[CompletionEntry]) -> TextChoice:
         """A finished choice."""
         return TextChoice(
             index=index,
@@ -180,19 +207,19 @@ class CompletionShape:
         return TextChoice(
             index=index,
             text=delta.text,
-            logprobs=self._logprobs(index, delta.logprobs),
+            logprobs=self._logprobs(index, [*map(self.entry, delta.logprobs)]),
             finish_reason=delta.finish_reason,
         )
 
-    def _logprobs(self, index: int, entries: list[TokenTextLogprobs]) -> CompletionLogprobs | None:
+    def _logprobs(self, index: int, entries: list[CompletionEntry]) -> CompletionLogprobs | None:
         if not entries:
             return None
         text = self._texts[index]
         return CompletionLogprobs(
-            tokens=[entry.chosen.token for entry in entries],
-            token_logprobs=[entry.chosen.logprob for entry in entries],
-            top_logprobs=[completion_top(entry) for entry in entries] if self._top else None,
-            text_offset=[text.add(bytes(entry.chosen.bytes)) for entry in entries],
+            tokens=[entry.token for entry in entries],
+            token_logprobs=[entry.logprob for entry in entries],
+            top_logprobs=[entry.top for entry in entries] if self._top else None,
+            text_offset=[text.add(entry.raw) for entry in entries],
         )
 
 
@@ -215,25 +242,3 @@ def completion_top(entry: TokenTextLogprobs) -> dict[str, float]:
     top = {token.token: token.logprob for token in entry.top}
     top.setdefault(entry.chosen.token, entry.chosen.logprob)
     return top
-
-
-def chat_logprobs(entries: list[TokenTextLogprobs]) -> ChatLogprobs | None:
-    """Entries in the chat endpoint's shape; None if there are none."""
-    if not entries:
-        return None
-    return ChatLogprobs(
-        [
-            ChatTokenLogprob(
-                token=entry.chosen.token,
-                logprob=entry.chosen.logprob,
-                bytes=entry.chosen.bytes,
-                top_logprobs=[top_logprob(token) for token in entry.top],
-            )
-            for entry in entries
-        ]
-    )
-
-
-def top_logprob(token: TokenText) -> ChatTopLogprob:
-    """One alternative."""
-    return ChatTopLogprob(token.token, token.logprob, token.bytes)

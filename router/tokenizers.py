@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import nullcontext
+import time
 from dataclasses import dataclass
 
 import zmq
 
 from mlxfleet.common import channels
 from mlxfleet.common.errors import GenerationError, InvalidRequestError, UnavailableError
+from mlxfleet.common.fair_queue import FairQueue
 from mlxfleet.common.messages import (
     Hello,
+    Party,
     TakeApart,
     TakenApart,
     TokenizeChat,
@@ -21,38 +23,70 @@ from mlxfleet.common.messages import (
     TokenizerToRouter,
     TokenizeText,
 )
+from mlxfleet.router.patience import LOOK_AGAIN_S, Wait
 from mlxfleet.router.pool import Greeting, Pool
 
-TIMEOUT_S = 60.0
+RETRY_AFTER_S = 5
 MAX_DEATHS = 3
+SENT_AT_ONCE = 2
+"""Questions that one tokenizer has: the one it is at, and the next."""
 LARGE_AT_ONCE = 1
 """Large bodies on their way to or from tokenizers, each of which is in memory several times."""
+HUNG_AFTER_S = 20.0
+"""A tokenizer that has been silent for so long does not get on with the prompt that it is at."""
 
 Question = TokenizeText | TokenizeChat | TokenizeContent | TakeApart
 ANY_MODEL = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
-    """A prompt being tokenized, and by whom ("" while nobody is there). What is none of a model is
-    done by any tokenizer."""
+    """A question, whose answer somebody waits for or did. One that is none of a model is answered
+    by any tokenizer. `sent` is when a tokenizer was given it, in time.monotonic()."""
 
     message: Question
+    model: str | None
     answer: asyncio.Future[Tokenized | TakenApart]
-    model: str | None = ""
-    tokenizer: str = ""
+    sent: float = 0.0
     deaths: int = 0
+
+    @property
+    def rid(self) -> str:
+        """The question's name."""
+        return self.message.rid
+
+    @property
+    def large(self) -> bool:
+        """Whether it is about a large body."""
+        return isinstance(self.message, TakeApart | TokenizeContent)
 
 
 class Tokenizers:
-    """Gives each prompt to the tokenizer with the least to do, and again if it dies."""
+    """Gives questions to the tokenizers, fair between clients, and again if a tokenizer dies.
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, session: str) -> None:
+    Questions wait here, where one is forgotten if nobody waits for its answer any more. A tokenizer
+    that has a question cannot be told so; until it has answered, it counts as having that. Each
+    question waits `wait_s` at most while there is no tokenizer for it.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        address: str,
+        session: str,
+        *,
+        wait_s: float,
+    ) -> None:
         self._pool = Pool(channels.server(context, TokenizerToRouter, address), session)
         self._pool.channel.attach(self._on_message)
-        self._jobs: dict[str, Job] = {}
+        self._wait_s = wait_s
         self._models: dict[str, str] = {}
-        self._large = asyncio.Semaphore(LARGE_AT_ONCE)
+        # What somebody waits for.
+        self._jobs: dict[str, Job] = {}
+        # Each kind has a line of its own, so that none has to wait for what only another needs.
+        self._lines: dict[tuple[str | None, bool], FairQueue[Job]] = {}
+        # What each tokenizer has, the oldest first.
+        self._sent: dict[str, dict[str, Job]] = {}
 
     @property
     def pool(self) -> Pool:
@@ -64,32 +98,41 @@ class Tokenizers:
         return [p.name for p in self._pool.alive() if model in (ANY_MODEL, self._models[p.name])]
 
     async def tokenize(
-        self, message: TokenizeText | TokenizeChat | TokenizeContent, model: str = ""
+        self,
+        message: TokenizeText | TokenizeChat | TokenizeContent,
+        model: str = "",
+        client: str = "",
     ) -> Tokenized:
         """Token ids, as a model has them, and block hashes, per prompt. InvalidRequestError if they
-        cannot be encoded, UnavailableError if no tokenizer answers in time."""
-        answer = await self._ask(message, model)
+        cannot be encoded, UnavailableError if no tokenizer is there."""
+        answer = await self._ask(message, model, client)
         assert isinstance(answer, Tokenized)
         return answer
 
-    async def take_apart(self, message: TakeApart) -> TakenApart:
+    async def take_apart(self, message: TakeApart, client: str = "") -> TakenApart:
         """The parts of a large body; the errors of `tokenize`."""
-        answer = await self._ask(message, ANY_MODEL)
+        answer = await self._ask(message, ANY_MODEL, client)
         assert isinstance(answer, TakenApart)
         return answer
 
-    async def _ask(self, message: Question, model: str | None) -> Tokenized | TakenApart:
-        large = isinstance(message, TakeApart | TokenizeContent)
-        job = Job(message, asyncio.get_running_loop().create_future(), model)
+    async def _ask(
+        self, message: Question, model: str | None, client: str
+    ) -> Tokenized | TakenApart:
+        job = Job(message, model, asyncio.get_running_loop().create_future())
+        self._jobs[job.rid] = job
+        self._line_of(job).push(job, Party(client=client, request=job.rid))
+        self._send_waiting()
+        wait = Wait(self._wait_s, lambda: bool(self.alive(model)))
         try:
-            async with asyncio.timeout(TIMEOUT_S), self._large if large else nullcontext():
-                self._jobs[message.rid] = job
-                self._assign(job)
-                return await job.answer
-        except TimeoutError as error:
-            raise UnavailableError("no tokenizer answered in time", retry_after_s=5) from error
+            while not job.answer.done():
+                if wait.over(time.monotonic()):
+                    raise UnavailableError("no tokenizer is there", retry_after_s=RETRY_AFTER_S)
+                await asyncio.wait({job.answer}, timeout=LOOK_AGAIN_S)
+            return job.answer.result()
         finally:
-            self._jobs.pop(message.rid, None)
+            del self._jobs[job.rid]
+            if not self._has(job):
+                self._line_of(job).discard(job)
 
     def _on_message(self, sender: bytes, message: TokenizerToRouter) -> None:
         match message:
@@ -98,51 +141,103 @@ class Tokenizers:
                 if greeting is not Greeting.REFUSED:
                     self._models[message.name] = message.model
                 if greeting is Greeting.FRESH:
-                    self._on_fresh(message.name)
-                self._assign_again()
+                    self._take_back(message.name)
+                self._take_from_silent()
             case Tokenized() | TakenApart():
+                self._answered(sender, message.rid)
                 if (job := self._open_job(message.rid)) is not None:
                     job.answer.set_result(message)
             case TokenizeFailed():
+                self._answered(sender, message.rid)
                 if (job := self._open_job(message.rid)) is not None:
                     error = InvalidRequestError(
                         message.message, param=message.param or None, code=message.code
                     )
                     job.answer.set_exception(error)
+        self._send_waiting()
 
     def _open_job(self, rid: str) -> Job | None:
         job = self._jobs.get(rid)
         return job if job is not None and not job.answer.done() else None
 
-    def _assign(self, job: Job) -> None:
+    # --- who has what ---------------------------------------------------------------------------
+
+    def _line_of(self, job: Job) -> FairQueue[Job]:
+        return self._lines.setdefault((job.model, job.large), FairQueue())
+
+    def _has(self, job: Job) -> bool:
+        """Whether a tokenizer has a question."""
+        return any(job.rid in jobs for jobs in self._sent.values())
+
+    def _send_waiting(self) -> None:
+        """Send what waits to tokenizers that have room, in turn of each line."""
+        sent = True
+        while sent:
+            sent = False
+            for line in self._lines.values():
+                sent |= self._send_first(line)
+
+    def _send_first(self, line: FairQueue[Job]) -> bool:
+        """Send the first of a line; False if there is none, or nobody for it."""
+        job = line.first()
+        if job is None or (job.large and self._large_sent() >= LARGE_AT_ONCE):
+            return False
         # One that is silent may only be busy with a long prompt.
         names = self.alive(job.model) or [
             name for name, model in self._models.items() if job.model in (ANY_MODEL, model)
         ]
-        load = dict.fromkeys(names, 0)
-        for other in self._jobs.values():
-            if other.tokenizer in load:
-                load[other.tokenizer] += 1
-        for name in sorted(names, key=lambda name: load[name]):
-            if self._pool.send(name, job.message):
-                job.tokenizer = name
-                return
-        job.tokenizer = ""
+        load = {name: len(self._sent.setdefault(name, {})) for name in names}
+        for name in sorted(names, key=load.__getitem__):
+            if load[name] < SENT_AT_ONCE and self._pool.send(name, job.message):
+                line.start(job)
+                job.sent = time.monotonic()
+                self._sent[name][job.rid] = job
+                return True
+        return False
 
-    def _on_fresh(self, name: str) -> None:
-        """Take back what a tokenizer that has died had. It works in order, so it died of the
-        oldest, if of any; that one is given up after too many deaths."""
-        lost = [j for j in self._jobs.values() if j.tokenizer == name and not j.answer.done()]
-        for job in lost:
-            job.tokenizer = ""
+    def _large_sent(self) -> int:
+        return sum(job.large for jobs in self._sent.values() for job in jobs.values())
+
+    def _answered(self, sender: bytes, rid: str) -> None:
+        """A tokenizer has room again. A client is charged for the milliseconds it took."""
+        name = self._pool.name_of(sender)
+        job = self._sent[name].pop(rid, None) if name in self._sent else None
+        if job is not None:
+            line = self._line_of(job)
+            line.charge(job, 1 + int(1000 * (time.monotonic() - job.sent)))
+            line.discard(job)
+
+    def _take_back(self, name: str) -> None:
+        """Take back what a tokenizer had that has died or hangs. It works in order, so the oldest
+        was the cause, if any was; that one is given up after too many times."""
+        lost = list(self._sent.pop(name, {}).values())
         for job in lost[:1]:
             job.deaths += 1
-            if job.deaths >= MAX_DEATHS:
-                why = f"the tokenizer died {job.deaths} times while it had this prompt"
+            if job.deaths >= MAX_DEATHS and self._open_job(job.rid):
+                why = f"the tokenizer died or hung {job.deaths} times while it had this prompt"
                 job.answer.set_exception(GenerationError(why))
+        for job in reversed(lost):
+            self._wait_again(job)
 
-    def _assign_again(self) -> None:
-        """Send what nobody has."""
-        for job in self._jobs.values():
-            if not job.tokenizer and not job.answer.done():
-                self._assign(job)
+    def _take_from_silent(self) -> None:
+        """Take back what silent tokenizers have not begun with, where another could do it; from
+        one that has been silent for long all that it has."""
+        now = time.monotonic()
+        for peer in self._pool.peers.values():
+            sent = self._sent.get(peer.name, {})
+            if not sent or not peer.silent(now) or not self.alive(self._models[peer.name]):
+                continue
+            if now - peer.last_seen > HUNG_AFTER_S:
+                self._take_back(peer.name)
+                continue
+            for job in list(sent.values())[:0:-1]:
+                del sent[job.rid]
+                self._wait_again(job)
+
+    def _wait_again(self, job: Job) -> None:
+        """A question that a tokenizer had goes to another, if its answer is still wanted."""
+        line = self._line_of(job)
+        if self._open_job(job.rid):
+            line.put_back(job)
+        else:
+            line.discard(job)

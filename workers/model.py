@@ -15,6 +15,7 @@ from msgspec import structs
 from mlxfleet.common.config import WorkerOptions, WorkerProcess
 from mlxfleet.common.errors import ModelError
 from mlxfleet.common.messages import ModelInfo
+from mlxfleet.common.model_config import context_length, eos_ids
 from mlxfleet.workers import cpu_linear
 from mlxfleet.workers.blas_threads import leave_a_core_to_others
 from mlxfleet.workers.kv_cost import measure
@@ -27,7 +28,6 @@ from mlxfleet.workers.memory import (
     plan_memory,
     set_memory_limits,
 )
-from mlxfleet.workers.model_config import context_length, eos_ids
 from mlxfleet.workers.pass_times import measure_passes
 from mlxfleet.workers.weights import bytes_of, read_weights
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,13 @@ from mlxfleet.common.config import SimOptions
 from mlxfleet.common.errors import ModelError
 from mlxfleet.common.kv_sizes import BLOCK_TOKENS
 from mlxfleet.common.messages import ModelInfo
-from mlxfleet.workers.model_config import context_length, eos_ids, text_config
+from mlxfleet.common.model_config import (
+    context_length,
+    eos_ids,
+    read_config,
+    text_config,
+    vocab_size,
+)
 from mlxfleet.workers.sim_times import SimTimes
 
 DEFAULT_HEAD_DIM = 64
@@ -19,12 +24,12 @@ DEFAULT_HEAD_DIM = 64
 def sim_model(folder: Path, options: SimOptions, max_context: int | None) -> ModelInfo:
     """A model that is not loaded; ModelError if the folder does not say what is needed."""
     config = read_config(folder)
-    vocab_size = text_config(config).get("vocab_size") or config.get("vocab_size")
-    if not isinstance(vocab_size, int) or vocab_size <= len(ends := eos_ids(folder, config)):
-        raise ModelError(f"{folder}/config.json has no usable vocab_size: {vocab_size!r}")
+    size = vocab_size(config)
+    if size is None or size <= len(ends := eos_ids(folder, config)):
+        raise ModelError(f"{folder}/config.json has no usable vocab_size: {size!r}")
     per_token = kv_bytes_per_token(config)
     return ModelInfo(
-        vocab_size=vocab_size,
+        vocab_size=size,
         context_length=context_length(config, max_context),
         eos_ids=sorted(ends),
         kv_budget_bytes=options.sim_kv_tokens * per_token,
@@ -36,24 +41,6 @@ def sim_model(folder: Path, options: SimOptions, max_context: int | None) -> Mod
         cold_blocks=options.sim_cache_tokens // BLOCK_TOKENS,
         passes=SimTimes.of(options).passes(),
     )
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json, with the ends of a sequence from generation_config.json if they are there;
-    ModelError if it cannot be read."""
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read {folder}/config.json: {error}") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{folder}/config.json is not an object")
-    try:
-        generation = json.loads((folder / "generation_config.json").read_text())
-    except (OSError, ValueError):
-        generation = None
-    if isinstance(generation, dict) and generation.get("eos_token_id"):
-        config["eos_token_id"] = generation["eos_token_id"]
-    return config
 
 
 def kv_bytes_per_token(config: dict[str, Any]) -> int:

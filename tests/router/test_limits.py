@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from mlxfleet.common.errors import InvalidRequestError
 from mlxfleet.common.messages import ModelInfo
-from mlxfleet.router.limits import Limits, check_length, check_prompts, largest
+from mlxfleet.router.limits import (
+    MOST_LOGPROBS,
+    Limits,
+    check_answer,
+    check_length,
+    check_prompts,
+    largest,
+)
+from mlxfleet.router.parameters import CompletionRequest
 from tests.router.reports import make_model
 
 
@@ -70,3 +78,14 @@ def test_a_refusal_has_the_numbers() -> None:
         check_prompts([[]], limits, "prompt")
     with pytest.raises(InvalidRequestError, match="need 2 MB of KV cache, more than the 1 MB"):
         check_length([[1] * 10], 2_000_000, limited(10_000_000, 1_000_000), "prompt")
+
+
+def test_log_probabilities_that_are_too_many_to_hold_have_to_be_streamed() -> None:
+    wide = CompletionRequest(prompt=["a", "b"], n=10)
+    most = MOST_LOGPROBS // (20 * 21)
+    check_answer(wide, most, 20)
+    check_answer(wide, 100 * most, None)
+    check_answer(CompletionRequest(prompt=["a", "b"], n=10, stream=True), 100 * most, 20)
+    with pytest.raises(InvalidRequestError, match="stream it") as caught:
+        check_answer(wide, most + 1, 20)
+    assert (caught.value.param, caught.value.code) == ("logprobs", "answer_too_large")

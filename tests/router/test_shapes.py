@@ -15,10 +15,11 @@ from mlxfleet.router.generation import Choice
 from mlxfleet.router.sequences import Delta
 from mlxfleet.router.shapes import (
     ChatShape,
+    CompletionEntry,
     CompletionShape,
     Response,
+    TextChoice,
     Usage,
-    chat_logprobs,
     completion_top,
 )
 
@@ -47,7 +48,7 @@ def entries(*texts: str) -> list[TokenTextLogprobs]:
 
 
 def test_a_whole_chat_choice() -> None:
-    choice = Choice(text="Hé", finish_reason="stop")
+    choice: Choice[msgspec.Raw] = Choice(text="Hé", finish_reason="stop")
     assert shown(ChatShape().whole(1, choice)) == {
         "index": 1,
         "message": {"role": "assistant", "content": "Hé", "refusal": None},
@@ -86,7 +87,10 @@ def test_the_last_chat_chunk_may_have_an_empty_delta() -> None:
 
 def test_chat_log_probabilities_have_tokens_bytes_and_alternatives() -> None:
     half = entry("\ufffd", token("a", -1.0), token("b", -2.0), raw=b"\xc3")
-    assert shown(chat_logprobs([half])) == {
+    shape = ChatShape()
+    streamed = shown(shape.chunk(0, Delta("x", [half])))["logprobs"]
+    assert streamed == shown(shape.whole(0, Choice("x", [shape.entry(half)])))["logprobs"]
+    assert streamed == {
         "content": [
             {
                 "token": "\ufffd",
@@ -110,8 +114,14 @@ def test_chat_log_probabilities_without_alternatives_have_an_empty_list() -> Non
 # --- completions ----------------------------------------------------------------------------------
 
 
+def whole_completion(top: int, text: str, logprobs: list[TokenTextLogprobs]) -> TextChoice:
+    """A finished choice of a request for so many alternatives."""
+    shape = CompletionShape(top)
+    return shape.whole(0, Choice(text, [*map(shape.entry, logprobs)], "stop"))
+
+
 def test_a_whole_completion_choice() -> None:
-    choice = Choice(text="Hé", finish_reason="length")
+    choice: Choice[CompletionEntry] = Choice(text="Hé", finish_reason="length")
     assert shown(CompletionShape(None).whole(3, choice)) == {
         "index": 3,
         "text": "Hé",
@@ -138,8 +148,7 @@ def test_completion_log_probabilities_are_columns() -> None:
         entry("He", token("He", -0.5), token("She", -1.5)),
         entry("llo", token("y", -0.1)),
     ]
-    choice = Choice(text="Hello", logprobs=logprobs, finish_reason="stop")
-    assert shown(CompletionShape(2).whole(0, choice))["logprobs"] == {
+    assert shown(whole_completion(2, "Hello", logprobs))["logprobs"] == {
         "tokens": ["He", "llo"],
         "token_logprobs": [-0.5, -0.5],
         "top_logprobs": [{"He": -0.5, "She": -1.5}, {"y": -0.1, "llo": -0.5}],
@@ -148,8 +157,7 @@ def test_completion_log_probabilities_are_columns() -> None:
 
 
 def test_no_alternatives_were_asked_for() -> None:
-    choice = Choice(text="a", logprobs=entries("a"), finish_reason="stop")
-    assert shown(CompletionShape(0).whole(0, choice))["logprobs"]["top_logprobs"] is None
+    assert shown(whole_completion(0, "a", entries("a")))["logprobs"]["top_logprobs"] is None
 
 
 def test_the_chosen_token_is_among_the_alternatives() -> None:
@@ -186,7 +194,7 @@ def test_each_choice_has_its_own_text_offsets() -> None:
 
 def test_a_streamed_choice_has_the_offsets_of_a_whole_one() -> None:
     tokens = ["The", " c", "a", "t", " sat", "."]
-    whole = CompletionShape(0).whole(0, Choice("".join(tokens), entries(*tokens), "stop"))
+    whole = whole_completion(0, "".join(tokens), entries(*tokens))
     streamed = CompletionShape(0)
     pieces = [Delta(text, entries(text)) for text in tokens]
     joined = [offset for piece in pieces for offset in offsets(streamed.chunk(0, piece))]
@@ -195,7 +203,7 @@ def test_a_streamed_choice_has_the_offsets_of_a_whole_one() -> None:
 
 def test_text_offsets_count_a_character_of_several_tokens_once() -> None:
     halves = [entry("\ufffd", raw=b"\xc3"), entry("\ufffd", raw=b"\xa9")]
-    whole = CompletionShape(0).whole(0, Choice("é!", [*halves, entry("!")], "stop"))
+    whole = whole_completion(0, "é!", [*halves, entry("!")])
     assert offsets(whole)[2] == len("é")
 
 

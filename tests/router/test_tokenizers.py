@@ -1,4 +1,4 @@
-"""Prompts go to the tokenizer with the least to do, and again if it dies."""
+"""Prompts go to the tokenizer with the least to do, fair between clients, and again if it dies."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from mlxfleet.common.messages import (
     Hello,
     Refused,
     RouterToTokenizer,
+    TakeApart,
+    TakenApart,
     TokenizeChat,
     Tokenized,
     TokenizeFailed,
@@ -27,10 +29,10 @@ from mlxfleet.common.messages import (
     Welcome,
 )
 from mlxfleet.common.supervisor import CRASH_LOOP_DEATHS
-from mlxfleet.router import tokenizers as tokenizers_module
-from mlxfleet.router.tokenizers import Tokenizers
+from mlxfleet.router.tokenizers import HUNG_AFTER_S, SENT_AT_ONCE, Tokenizers
 
 DEADLINE_S = 5.0
+WAIT_S = 0.5
 
 
 async def until(condition: Callable[[], Any], what: str) -> None:
@@ -66,7 +68,7 @@ class FakeTokenizer:
                 self.welcomes.append(message)
             case Refused():
                 self.refusals.append(message)
-            case TokenizeText() | TokenizeChat():
+            case TokenizeText() | TokenizeChat() | TakeApart():
                 self.asked.append(message.rid)
 
     async def greet(self, *, version: int = PROTOCOL_VERSION) -> None:
@@ -102,9 +104,9 @@ class Bench:
 
     def __init__(self, context: zmq.Context[Any], address: str) -> None:
         self._context, self._address = context, address
-        self.tokenizers = Tokenizers(context, address, "session")
+        self.tokenizers = Tokenizers(context, address, "session", wait_s=WAIT_S)
         self._fakes: list[FakeTokenizer] = []
-        self._tasks: list[asyncio.Task[Tokenized]] = []
+        self._tasks: list[asyncio.Task[Any]] = []
 
     async def add(self, name: str) -> FakeTokenizer:
         """A tokenizer that is known to the router."""
@@ -113,10 +115,17 @@ class Bench:
         await fake.greet()
         return fake
 
-    def ask(self, rid: str) -> asyncio.Task[Tokenized]:
-        """Have a prompt tokenized."""
+    def ask(self, rid: str, client: str = "") -> asyncio.Task[Tokenized]:
+        """Have a client's prompt tokenized."""
         message = TokenizeText(rid=rid, texts=["x"], max_tokens=100)
-        task = asyncio.ensure_future(self.tokenizers.tokenize(message))
+        task = asyncio.ensure_future(self.tokenizers.tokenize(message, client=client))
+        self._tasks.append(task)
+        return task
+
+    def take_apart(self, rid: str) -> asyncio.Task[TakenApart]:
+        """Have a large body taken apart."""
+        message = TakeApart(rid=rid, field="prompt", body=b"{}")
+        task = asyncio.ensure_future(self.tokenizers.take_apart(message))
         self._tasks.append(task)
         return task
 
@@ -320,17 +329,102 @@ def test_a_prompt_that_comes_while_all_are_silent_is_not_forgotten() -> None:
     run(test)
 
 
-def test_without_an_answer_in_time_the_server_is_unavailable(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(tokenizers_module, "TIMEOUT_S", 0.05)
-
+def test_without_a_tokenizer_for_long_the_server_is_unavailable() -> None:
     async def test(bench: Bench) -> None:
-        await bench.add("t0")
         with pytest.raises(UnavailableError) as caught:
             await bench.ask("a")
         assert caught.value.status == 503
         assert caught.value.retry_after_s
+
+    run(test)
+
+
+def test_a_tokenizer_gets_the_next_prompt_when_it_has_answered_one() -> None:
+    async def test(bench: Bench) -> None:
+        only = await bench.add("t0")
+        rids = [str(number) for number in range(2 * SENT_AT_ONCE)]
+        for rid in rids:
+            bench.ask(rid)
+        await until(lambda: len(only.asked) == SENT_AT_ONCE, "the first questions")
+        await only.greet()
+        assert only.asked == rids[:SENT_AT_ONCE]
+        only.answer(rids[0])
+        await until(lambda: only.asked == rids[: SENT_AT_ONCE + 1], "one more")
+
+    run(test)
+
+
+def test_a_prompt_that_nobody_waits_for_any_more_is_not_tokenized() -> None:
+    async def test(bench: Bench) -> None:
+        only = await bench.add("t0")
+        held = [bench.ask(f"held-{number}") for number in range(SENT_AT_ONCE)]
+        left, stays = bench.ask("left"), bench.ask("stays")
+        await until(lambda: len(only.asked) == SENT_AT_ONCE, "the first questions")
+        left.cancel()
+        # Those that it has count until they are answered, even if nobody waits for them.
+        for task in held:
+            task.cancel()
+        await only.greet()
+        assert len(only.asked) == SENT_AT_ONCE
+        only.answer("held-0")
+        await until(lambda: only.asked[SENT_AT_ONCE:] == ["stays"], "the one that is wanted")
+        only.answer("stays")
+        assert (await stays).token_ids == [[7]]
+
+    run(test)
+
+
+def test_one_client_with_many_prompts_does_not_keep_another_waiting() -> None:
+    async def test(bench: Bench) -> None:
+        only = await bench.add("t0")
+        for number in range(50):
+            bench.ask(f"many-{number}", "greedy")
+        bench.ask("one", "modest")
+        await until(lambda: len(only.asked) == SENT_AT_ONCE, "the first questions")
+        for number in range(SENT_AT_ONCE):
+            only.answer(only.asked[number])
+            await until(lambda n=number: len(only.asked) > SENT_AT_ONCE + n, "the next question")
+        assert "one" in only.asked
+
+    run(test)
+
+
+def test_large_bodies_go_one_by_one_and_hold_up_nobody() -> None:
+    async def test(bench: Bench) -> None:
+        fakes = [await bench.add("t0"), await bench.add("t1")]
+        for number in range(3):
+            bench.take_apart(f"large-{number}")
+        bench.ask("small")
+
+        def asked() -> list[str]:
+            return sorted(rid for fake in fakes for rid in fake.asked)
+
+        await until(lambda: asked() == ["large-0", "small"], "one of each")
+        for fake in fakes:
+            await fake.greet()
+        assert asked() == ["large-0", "small"]
+        next(fake for fake in fakes if "large-0" in fake.asked).answer("large-0")
+        await until(lambda: asked() == ["large-0", "large-1", "small"], "the next large one")
+
+    run(test)
+
+
+def test_what_a_silent_tokenizer_has_not_begun_goes_to_another() -> None:
+    async def test(bench: Bench) -> None:
+        silent = await bench.add("t0")
+        first, second = bench.ask("first"), bench.ask("second")
+        await until(lambda: silent.asked == ["first", "second"], "the questions")
+        other = await bench.add("t1")
+        bench.tokenizers.pool.peers["t0"].last_seen -= 2 * SILENT_AFTER_S
+        await other.greet()
+        await until(lambda: other.asked == ["second"], "the second question")
+        bench.tokenizers.pool.peers["t0"].last_seen -= HUNG_AFTER_S
+        await other.greet()
+        await until(lambda: other.asked == ["second", "first"], "the first question")
+        other.answer("second")
+        # It may still come back to it.
+        silent.answer("first")
+        await asyncio.gather(first, second)
 
     run(test)
 

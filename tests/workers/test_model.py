@@ -15,13 +15,13 @@ from mlx.utils import tree_flatten
 from mlxfleet.common.config import WorkerOptions, WorkerProcess
 from mlxfleet.common.errors import ModelError
 from mlxfleet.common.messages import LoadProgress
+from mlxfleet.common.model_config import context_length, eos_ids
 from mlxfleet.workers import load_report, weights
 from mlxfleet.workers import model as model_module
 from mlxfleet.workers.load_report import LoadReport
 from mlxfleet.workers.memory import block_bytes
 from mlxfleet.workers.mlx_lm_storage import MlxLmStorage
 from mlxfleet.workers.model import load_model
-from mlxfleet.workers.model_config import context_length, eos_ids
 from mlxfleet.workers.slab_storage import SlabStorage
 from tests.workers.tiny_models import COMMON, HEAD_DIM, LAYERS, OVERRIDES, VOCAB_SIZE, build
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlxfleet.common.config import LEAST_CONTEXT
 from mlxfleet.common.errors import ModelError
+
+log = logging.getLogger(__name__)
 
 CONTEXT_KEYS = (
     "max_position_embeddings",
@@ -18,6 +22,49 @@ CONTEXT_KEYS = (
     "n_ctx",
 )
 DEFAULT_CONTEXT = 32_768
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Token ids and longest sequence of a model, 0 if they are not known."""
+
+    vocab_size: int = 0
+    context_length: int = 0
+
+
+def known_sizes(folder: Path) -> Sizes:
+    """What a folder says, which may have a tokenizer only. A configuration that is of no use is
+    reported by who has to load the model."""
+    try:
+        config = read_config(folder)
+        return Sizes(vocab_size(config) or 0, context_length(config, None))
+    except ModelError as error:
+        log.info("the sizes of the model are those that its nodes tell: %s", error)
+        return Sizes()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json, with the ends of a sequence from generation_config.json if they are there;
+    ModelError if it cannot be read."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read {folder}/config.json: {error}") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{folder}/config.json is not an object")
+    try:
+        generation = json.loads((folder / "generation_config.json").read_text())
+    except (OSError, ValueError):
+        generation = None
+    if isinstance(generation, dict) and generation.get("eos_token_id"):
+        config["eos_token_id"] = generation["eos_token_id"]
+    return config
+
+
+def vocab_size(config: dict[str, Any]) -> int | None:
+    """How many token ids there are, if the configuration says it."""
+    size = text_config(config).get("vocab_size") or config.get("vocab_size")
+    return size if isinstance(size, int) and size > 0 else None
 
 
 def context_length(config: dict[str, Any], max_context: int | None) -> int:
