@@ -139,7 +139,7 @@ async def leavers(target: Target) -> Answers:
     bodies = [b'{"prompt":"' + filled(b"a ") + b'"}', b'{"prompt":[' + filled(b"1234,") + b"1]}"]
     for number in range(LEAVERS):
         body = bodies[number % 2]
-        reader, writer = await target.connect()
+        _, writer = await target.connect()
         writer.write(head(COMPLETIONS, len(body)) + body)
         with suppress(ConnectionError, TimeoutError):
             async with asyncio.timeout(HOLD_S):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from mlxfleet.common.config import ServedModel
 from mlxfleet.common.errors import InvalidRequestError, ModelNotFoundError
 from mlxfleet.common.messages import NodeInfo
 from mlxfleet.router.catalog import Catalog
+from tests.router.reports import make_model
 
 ONE = Catalog([ServedModel(name="chat", source="folder", tokenizer_hash="a" * 64)])
 TWO = Catalog([ServedModel(name="x", source="x"), ServedModel(name="y", source="y")])
@@ -43,3 +45,12 @@ def test_refusals_name_both_sides() -> None:
     assert reason is not None
     assert "a" * 16 in reason
     assert "b" * 16 in reason
+
+
+def test_what_the_models_configuration_says_bounds_what_nodes_say() -> None:
+    said = make_model()
+    known = Catalog([ServedModel(name="m", vocab_size=32_000, context_length=4096)])
+    assert known.bounded("m", said) == replace(said, vocab_size=32_000, context_length=4096)
+    small = replace(said, vocab_size=1, context_length=100)
+    assert known.bounded("m", small) == replace(said, vocab_size=32_000, context_length=100)
+    assert Catalog([ServedModel(name="m")]).bounded("m", said) == said
