@@ -26,11 +26,11 @@ GZIP_BYTES = 400_000_000
 SLOW_CLIENTS = 400
 DEAF_CLIENTS = 12
 LEAVERS = 30
-HELD_ANSWERS = 3
+HELD_ANSWERS = 2
 DEAF_BUFFER_BYTES = 4096
 HOLD_S = 4.0
 PIECE_BYTES = 256 * 1024
-ANSWER_S = 60.0
+ANSWER_S = 90.0
 
 Answers = Counter[str]
 
@@ -152,7 +152,7 @@ async def wide(target: Target) -> Answers:
     """Answers with as many log-probabilities as a request may ask for: refused if they would have
     to be held until the end, otherwise the client does not read them."""
     asked = b'"prompt":"a","n":64,"max_tokens":2500,"logprobs":20,"ignore_eos":true'
-    held = b'"prompt":"a","n":1,"max_tokens":3900,"logprobs":20,"ignore_eos":true'
+    held = b'"prompt":"a","n":59,"max_tokens":400,"logprobs":20,"ignore_eos":true'
     bodies = [b"{" + asked + b"}", *[b"{" + held + b"}"] * HELD_ANSWERS]
     answers = [target.send(body) for body in bodies]
     streaming = target.send(b"{" + asked + b',"stream":true}')
