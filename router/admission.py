@@ -142,9 +142,9 @@ class Admission:
             weight=ticket.weight,
             priority=ticket.priority,
         )
-        for_node = partial(self._for_node, line, ticket.model)
         for_place = Wait(self._max_wait_s, lambda: line.capacity() is None)
         places = line.join(party, ticket.sequences)
+        for_node = partial(self._for_node, line, ticket.model, places)
         try:
             async with within(ticket.deadline):
                 await self._wait(places[0], for_node(), for_place)
@@ -152,9 +152,17 @@ class Admission:
         finally:
             line.leave(places)
 
-    def _for_node(self, line: Line, model: str) -> Wait:
-        """The wait for a node."""
-        return Wait(self._node_wait_s, lambda: line.capacity() is not None or self._loads(model))
+    def _for_node(self, line: Line, model: str, places: list[Place]) -> Wait:
+        """The wait for a node. A request that has sequences on one, which may be draining, goes on
+        with those."""
+        return Wait(
+            self._node_wait_s,
+            lambda: (
+                line.capacity() is not None
+                or self._loads(model)
+                or any(place.held for place in places)
+            ),
+        )
 
     async def _wait(self, place: Place, for_node: Wait, for_place: Wait) -> None:
         while not place.given.done():

@@ -26,6 +26,11 @@ class Place:
         self.given: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._line = line
 
+    @property
+    def held(self) -> bool:
+        """Whether it was given and is not left."""
+        return self.given.done() and self._line.has(self)
+
     def computed(self, tokens: int) -> None:
         """So many tokens were computed for the sequence."""
         self._charge(self, tokens)
@@ -54,6 +59,10 @@ class Line:
             self._queue.push(place, party)
         self.pump()
         return places
+
+    def has(self, place: Place) -> bool:
+        """Whether a place is waited for or held."""
+        return place in self._queue
 
     def leave(self, places: Iterable[Place]) -> None:
         """Wait no more, and hold none; others may have them."""

@@ -1,7 +1,7 @@
 """Rogue nodes beside honest ones: mutated messages and nodes that boast, swallow and lie, while
 every stream has to be the same as in an undisturbed run.
 
-Usage: `python -m mlxfleet.bench.rogue --model DIR [--mutations 2000] [--seed 0] [NODE_FLAG ...]`
+Usage: `python -m mlxfleet.bench.rogue --model DIR [--mutations 2000] [--seed 7] [NODE_FLAG ...]`
 
 A router and two honest nodes run as on hosts of their own, with keys, over TCP; the rogues join the
 same way. Exit status 1 if a stream went wrong, a rogue was not fenced within 5 s of its first
@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import aiohttp
 import cyclopts
 import msgspec
 import uvloop
@@ -43,6 +45,7 @@ from mlxfleet.common.node_identity import node_info
 
 MEMORY, RESTARTS = "mlxfleet_process_memory_bytes", "mlxfleet_process_restarts_total"
 LOOK_S = 0.5
+SEED_BITS = 32
 
 
 @cyclopts.Parameter(name="*")
@@ -71,11 +74,16 @@ class Options:
     max_tokens: int = 60
     """Tokens of each stream."""
 
-    seed: int = 0
-    """Of the mutations."""
+    seed: int | None = None
+    """Of the mutations; a random one, which is printed, if not given."""
+
+    logs: Path | None = None
+    """Folder for the output of the servers; a temporary one, kept after findings, if not given."""
 
 
-async def run(options: Options, flags: tuple[str, ...], folder: Path, console: Console) -> int:
+async def run(
+    options: Options, seed: int, flags: tuple[str, ...], folder: Path, console: Console
+) -> int:
     """The number of things that went wrong."""
     figures = msgspec.json.decode((options.model / "config.json").read_bytes())
     async with (
@@ -91,7 +99,7 @@ async def run(options: Options, flags: tuple[str, ...], folder: Path, console: C
             fleet,
             node_info(options.model.name, options.model),
             model_info(figures),
-            random.Random(options.seed),
+            random.Random(seed),
         )
         over = asyncio.Event()
 
@@ -153,13 +161,22 @@ def main(
 ) -> None:
     """Run it; the exit status is 1 if anything went wrong."""
     console = Console(stderr=True)
+    seed = options.seed if options.seed is not None else random.getrandbits(SEED_BITS)
+    print(f"seed {seed}; to repeat: --seed {seed}", flush=True)
+    folder = options.logs or Path(tempfile.mkdtemp(prefix="mlxfleet-rogue-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    status = 1
     try:
-        with tempfile.TemporaryDirectory(prefix="mlxfleet-rogue-") as folder:
-            wrong = uvloop.run(run(options, flags, Path(folder), console))
-    except* ServerError as errors:
-        console.print(f"error: {errors.exceptions[0]}", style="bold red", markup=False)
-        sys.exit(1)
-    sys.exit(1 if wrong else 0)
+        wrong = uvloop.run(run(options, seed, flags, folder, console))
+        status = 1 if wrong else 0
+    except* (ServerError, aiohttp.ClientError, OSError) as errors:
+        for error in errors.exceptions:
+            console.print(f"error: {error!r}", style="bold red", markup=False, highlight=False)
+    if options.logs is None and status == 0:
+        shutil.rmtree(folder)
+    else:
+        print(f"output of the servers: {folder}")
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 import msgspec
 import zmq
-from msgspec import Struct
+from msgspec import Struct, structs
 from prometheus_client.parser import text_string_to_metric_families
 
 from mlxfleet.bench.far_fleet import FarFleet
@@ -29,10 +29,14 @@ from mlxfleet.common.messages import (
     Generate,
     KvEvents,
     KvSnapshot,
+    LoadProgress,
     ModelInfo,
     NodeInfo,
+    NodeStatus,
     NodeToRouter,
+    PassTime,
     Rejected,
+    Telemetry,
     Tokens,
     TokensOf,
 )
@@ -132,7 +136,7 @@ class Campaign:
     async def _mutated_report(self, node: RogueNode, kind: str) -> None:
         """A message to the router."""
         messages: dict[str, Any] = {
-            "status": node.status,
+            "status": full(node.status),
             "events": KvEvents(sequence=1, cleared=False, removed=[1, 2], stored=[3, 4]),
             "snapshot": KvSnapshot(sequence=1, first=True, last=True, stored=[5, 6]),
             "rejected": Rejected("a", "b", "queue_full", "because"),
@@ -224,6 +228,20 @@ class Campaign:
         async with self._session.get(f"{self._fleet.url}/fleet") as response:
             fleet = msgspec.json.decode(await response.read(), type=FleetView)
         return next((seen for seen in fleet.nodes if seen.name == node), Seen(node, "dead"))
+
+
+def full(status: NodeStatus) -> NodeStatus:
+    """A report in which every field has something that can be mutated."""
+    assert status.model is not None
+    return structs.replace(
+        status,
+        model=structs.replace(
+            status.model, eos_ids=[2], windowed=[(128, 64)], passes=[PassTime(1, 0, 0.01)]
+        ),
+        telemetry=Telemetry(source="rogue", gpu_temperature_c=40.0, failures={"power": 1}),
+        loading=LoadProgress(stage="reading", loaded_bytes=1, total_bytes=2, remaining_s=1.0),
+        metrics_address="127.0.0.1:9999",
+    )
 
 
 def decodes(frame: bytes, kind: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import secrets
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from mlxfleet.common.messages import (
 
 Mischief = Callable[[RogueNode, Generate], None]
 FLOOD = 8_000
+RETURN_S = 2.0
 
 
 def entry(
@@ -60,6 +62,12 @@ def answer(make: Callable[[Generate], Tokens]) -> Mischief:
         node.push(request.detokenizer, make(request))
 
     return act
+
+
+def come_back(node: RogueNode, request: Generate) -> None:
+    """Come back as a new run before the patience with the last one ends."""
+    if len(node.requests) == 1:
+        asyncio.get_running_loop().call_later(RETURN_S, node.come_back)
 
 
 def gaps(node: RogueNode, request: Generate) -> None:
@@ -105,6 +113,8 @@ MISCHIEF: dict[str, tuple[Mischief, bool]] = {
     "knows nothing": (refuse("unknown"), True),
     "too long": (refuse("too_long"), True),
     "gives up": (refuse("failed"), False),
+    "not finite": (refuse("not_finite"), False),
+    "comes back": (come_back, False),
     "token -1": (answer(lambda request: entry(request, [-1])), True),
     "token 2^63": (answer(lambda request: entry(request, [2**63])), True),
     "too many tokens": (

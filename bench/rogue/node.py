@@ -88,13 +88,30 @@ class RogueNode:
         self._context, self._address, self._security = context, address, security
         self._on_request, self._on_resend = on_request, on_resend
         self._received = 0
+        self._closed = False
         self._detokenizers: dict[str, str] = {}
         self._pushes: dict[str, zmq.Socket[bytes]] = {}
-        self._channel: channels.Channel[Any, Any] = channels.client(
-            context, RouterToNode, address, f"{name}:{self.incarnation}", security
-        )
-        self._channel.attach(self._take)
+        self._channel = self._connect()
         self._reporting = asyncio.create_task(self._report())
+
+    def _connect(self) -> channels.Channel[Any, Any]:
+        identity = f"{self.name}:{self.incarnation}"
+        channel: channels.Channel[Any, Any] = channels.client(
+            self._context, RouterToNode, self._address, identity, self._security
+        )
+        channel.attach(self._take)
+        return channel
+
+    def come_back(self) -> None:
+        """Forget everything and be a new run; nothing if it is closed."""
+        if self._closed:
+            return
+        self._channel.close()
+        self.requests.clear()
+        self._received = 0
+        self.incarnation = secrets.token_hex(6)
+        self.status = msgspec.structs.replace(self.status, incarnation=self.incarnation)
+        self._channel = self._connect()
 
     def send(self, message: Any) -> None:
         """Send the router a message, or a frame of bytes as it is."""
@@ -120,6 +137,7 @@ class RogueNode:
 
     async def close(self) -> None:
         """Be gone."""
+        self._closed = True
         self._reporting.cancel()
         # What was sent goes out first.
         await asyncio.sleep(0)

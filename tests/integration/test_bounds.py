@@ -235,6 +235,14 @@ def test_a_half_closed_client_gets_its_answer(fleet: Fleet, stream: bool, versio
     wait_for(lambda: fleet.metric("mlxfleet_sequences_in_flight") == 0, "its place to be free")
 
 
+def test_a_half_closed_client_gets_all_answers_that_it_asked_for_ahead(fleet: Fleet) -> None:
+    body = json.dumps({"prompt": "Hi", "max_tokens": 5, "ignore_eos": True}).encode()
+    connection = connect(fleet)
+    connection.sendall(3 * (head(len(body)) + body))
+    connection.shutdown(socket.SHUT_WR)
+    assert everything(connection).count(b'"completion_tokens":5') == 3
+
+
 def test_half_a_request_of_a_half_closed_client_ends(fleet: Fleet) -> None:
     connection = connect(fleet)
     connection.sendall(head(100) + b'{"prompt"')

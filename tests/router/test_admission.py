@@ -19,6 +19,7 @@ from mlxfleet.common.errors import (
 )
 from mlxfleet.common.messages import Priority
 from mlxfleet.router.admission import Admission, Ticket
+from mlxfleet.router.patience import LOOK_AGAIN_S
 from mlxfleet.router.places import Capacity, Place
 
 
@@ -188,6 +189,23 @@ def test_the_rest_of_a_wide_request_waits_as_long_as_it_takes() -> None:
         with pytest.raises(OverloadedError):
             await desk.serve("late", ticket(), asyncio.Event())
         assert not wide.done()
+        desk.places["wide"][0].leave()
+        gone.set()
+        await asyncio.wait_for(wide, 1)
+
+    run(test())
+
+
+def test_the_rest_of_a_wide_request_waits_while_its_first_sequences_still_run() -> None:
+    async def test() -> None:
+        # LOOK_AGAIN_S passes several times: long beside the time that a node is waited for.
+        desk, gone = Desk(capacity=1, node_wait_s=0.01), asyncio.Event()
+        wide = asyncio.create_task(desk.serve_wide("wide", ticket(sequences=2), gone))
+        await settle()
+        desk.capacity = None
+        await asyncio.sleep(3 * LOOK_AGAIN_S)
+        assert not wide.done()
+        desk.capacity = 1
         desk.places["wide"][0].leave()
         gone.set()
         await asyncio.wait_for(wide, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import time
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -70,6 +71,10 @@ async def moved(bench: Bench, sequence: Sequence) -> None:
         return sequence.node == "honest"
 
     await until(there, "the sequence on the honest node")
+
+
+def _opened(bench: Bench, sequence: Sequence) -> bool:
+    return bench.detokenizer.attempts.get(sequence.rid) == sequence.attempt
 
 
 def state(bench: Bench) -> State:
@@ -216,7 +221,7 @@ def test_a_node_that_is_full_by_its_own_figures_is_not_held_to_lie() -> None:
     run(test)
 
 
-@pytest.mark.parametrize("code", ["too_long", "failed"])
+@pytest.mark.parametrize("code", ["too_long", "failed", "not_finite"])
 def test_what_one_node_refuses_another_gets(code: str) -> None:
     async def test(bench: Bench) -> None:
         rogue, sequence = await on_rogue(bench)
@@ -234,6 +239,25 @@ def test_what_a_node_says_of_its_worker_does_not_end_a_request() -> None:
         rogue.reject("a", "failed")
         await until(lambda: not sequence.node, "the refusal")
         await moved(bench, sequence)
+
+    run(test)
+
+
+def test_a_node_that_gives_up_what_another_can_compute_is_fenced() -> None:
+    async def test(bench: Bench) -> None:
+        rogue, _ = await on_rogue(bench)
+        nodes = bench.dispatcher.nodes
+        for rid in ("b", "c", "d")[:DOUBTS_TO_FENCE]:
+            nodes.drain("honest", True)
+            (sequence,) = await _start(bench, rid)
+            assert sequence.node == ROGUE
+            nodes.drain("honest", False)
+            rogue.reject(rid, "not_finite")
+            await moved(bench, sequence)
+            assert state(bench) is not State.FENCED
+            await until(partial(_opened, bench, sequence), "the stream")
+            bench.detokenizer.text(rid, 0, [1], 0, "x")
+        await until(lambda: state(bench) is State.FENCED, "the fence")
 
     run(test)
 

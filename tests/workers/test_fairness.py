@@ -60,6 +60,7 @@ class Desk:
         name: str,
         count: int = 1,
         *,
+        first: int = 0,
         client: str = "a",
         prompt: Iterable[int] = (1,),
         max_tokens: int = 500,
@@ -68,7 +69,7 @@ class Desk:
         siblings: bool = False,
     ) -> None:
         """Sequences of one request, which is named like them."""
-        for number in range(count):
+        for number in range(first, first + count):
             rejected = self.scheduler.submit(
                 Generate(
                     rid=f"{name}{number}",
@@ -219,6 +220,21 @@ def test_rows_yield_only_after_some_progress() -> None:
     commands = desk.decode(1)
     assert (admitted(commands), dropped(commands)) == (["other1"], ["wide3"])
     assert desk.scheduler.preemptions == 1
+
+
+def test_where_memory_ends_a_row_with_some_progress_yields() -> None:
+    # Room for what the four rows below begin with, and little more.
+    desk = Desk(msgspec.structs.replace(MODEL, kv_budget_bytes=450))
+    desk.submit("wide", 2, max_tokens=300)
+    desk.schedule()
+    desk.decode(LEAST_PROGRESS + 1)
+    # The last of the same request has had nothing yet, and would be the first to go.
+    desk.submit("wide", first=2, max_tokens=300)
+    desk.submit("other", client="b", max_tokens=300)
+    commands = desk.schedule()
+    while not dropped(commands):
+        commands = desk.decode(1)
+    assert dropped(commands)[0] in ("wide0", "wide1")
 
 
 def test_two_wide_requests_come_to_have_equal_parts_and_stay_there() -> None:
