@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 SEED = 17
 FAULTS = 10
+LEAST_FAULTS = 4
 TIMEOUT_S = 240
 SHORT = ("--rounds", "1", "--streams", "16", "--longest", "250")
 
@@ -29,6 +31,8 @@ def test_faults_change_no_answer(tiny_model: Path, tmp_path: Path, mode: str) ->
     run = chaos(tiny_model, tmp_path, *limits, *load)
     assert run.returncode == 0, run.stdout + run.stderr
     assert f"seed {SEED}; findings: 0" in run.stdout
+    made = re.findall(rf"(\d+)/{FAULTS} faults", run.stdout + run.stderr)
+    assert int(made[-1]) >= LEAST_FAULTS
 
 
 def test_drains_to_and_fro_double_no_token(tiny_model: Path, tmp_path: Path) -> None:
