@@ -37,8 +37,8 @@ from mlxfleet.detokenizer_proc.vocabulary import Vocabulary
 
 MAX_STREAMS = 65536
 # A step of 1,024 rows, or 1,024 tokens of one, with 20 alternatives each has less than 1 MB. So at
-# most 256 MB of one node can wait here: 64 frames of the size at which its connection is closed.
-LINK = channels.Limits(frame_bytes=1024 * 1024, messages=64)
+# most 256 MB of one node can wait here: 32 frames of the size at which its connection is closed.
+LINK = channels.Limits(frame_bytes=2 * 1024 * 1024, messages=32)
 # Logs about what nobody here can hold against a node.
 STRANGERS_PER_S = 0.2
 
