@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlxfleet.common.config import RouterOptions, ServedModel
-from mlxfleet.common.fleet_specs import sampling_defaults
+from mlxfleet.common.fleet_specs import served_model
 from mlxfleet.common.model_files import WANTED_FILES, WEIGHT_FILES
 from mlxfleet.common.sampling_defaults import (
     FILE,
@@ -140,9 +140,9 @@ def test_whatever_the_file_says_the_defaults_are_valid_and_can_be_sent_to_the_ro
 
 def test_the_option_turns_them_off(tmp_path: Path) -> None:
     write(tmp_path, '{"temperature": 0.5}')
-    assert sampling_defaults(RouterOptions(), tmp_path).temperature == 0.5
+    assert served_model(RouterOptions(), tmp_path, "m", "").sampling.temperature == 0.5
     off = RouterOptions(generation_config="off")
-    assert sampling_defaults(off, tmp_path) == SamplingDefaults()
+    assert served_model(off, tmp_path, "m", "").sampling == SamplingDefaults()
 
 
 def test_a_front_end_downloads_the_file_without_the_weights() -> None:
