@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 # A node that restarts loses what it was sent; not three times over without a token between.
 MAX_DENIALS = 2
 DENIED_PAUSE_S = 1.0
-MAX_FAILURES = 2
+MAX_FAILURES = 3
 
 
 class Rejections:
@@ -111,7 +111,7 @@ class Rejections:
         self._give_up(sequence, "not finite", why)
 
     def _give_up(self, sequence: Sequence, word: str, why: str) -> None:
-        """A node cannot finish a sequence. One other node may see whether that is the request's
+        """A node cannot finish a sequence. Two others may see whether that is the request's
         own doing; what a node says of itself is no proof."""
         trials = sequence.trials
         trials.failures += 1

@@ -97,7 +97,10 @@ def test_rows_that_yield_go_on_where_they_were(fleet: Fleet) -> None:
     alone = [ask("a"), ask("b")]
     before = fleet.metric("mlxfleet_preemptions_total")
     with ThreadPoolExecutor(2) as pool:
-        together = list(pool.map(ask, ("a", "b")))
+        first = pool.submit(ask, "a")
+        # Had they come together, they would have equal parts from the beginning; none would yield.
+        wait_for(lambda: fleet.metric("mlxfleet_sequences_in_flight") > 0, "the first to be here")
+        together = [pool.submit(ask, "b").result(), first.result()][::-1]
     assert together == alone
     wait_for(
         lambda: fleet.metric("mlxfleet_preemptions_total") > before, "a report of rows that yielded"
