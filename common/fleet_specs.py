@@ -208,7 +208,7 @@ def make_specs(
 def served_model(
     options: RouterOptions, model_dir: Path, source: str, tokenizer_hash: str
 ) -> ServedModel:
-    """What a router is told of a model."""
+    """A model's entry in the orders of a router."""
     recommended = options.generation_config != "off"
     sizes = known_sizes(model_dir)
     return ServedModel(

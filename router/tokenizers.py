@@ -64,9 +64,9 @@ class Job:
 class Tokenizers:
     """Gives questions to the tokenizers, fair between clients, and again if a tokenizer dies.
 
-    Questions wait here, where one is forgotten if nobody waits for its answer any more. A tokenizer
-    that has a question cannot be told so; until it has answered, it counts as having that. Each
-    question waits `wait_s` at most while there is no tokenizer for it.
+    Questions wait here, and one whose client has left is removed. One that was sent cannot be taken
+    back; it counts as its tokenizer's until the answer comes. While no tokenizer of its model is
+    heard from, a question waits `wait_s` at most.
     """
 
     def __init__(

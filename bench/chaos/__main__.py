@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
-import shutil
-import sys
-import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import cyclopts
-import uvloop
 from rich.console import Console
 
+from mlxfleet.bench.attack_run import run_attack
 from mlxfleet.bench.chaos.campaign import Result, Subject, attack
 from mlxfleet.bench.chaos.options import ARCHITECTURES, MODES, Mode, Options
 from mlxfleet.bench.chaos.report import show
 from mlxfleet.bench.chaos.scenarios import play
-from mlxfleet.bench.error_groups import leaves
-from mlxfleet.bench.interrupts import cancel_on_signals
 from mlxfleet.bench.tiny_model import write_tiny_model
-from mlxfleet.common.errors import ConfigError, MlxfleetError
-
-SEED_BITS = 32
-INTERRUPTED = 130
+from mlxfleet.common.errors import ConfigError
 
 
 def main(
@@ -33,34 +24,13 @@ def main(
     options: Options = Options(),  # noqa: B008 - frozen
 ) -> None:
     """Attack fleets; the exit status is 1 if anything was found. FLAGS are options of nodes."""
-    seed = options.seed if options.seed is not None else random.getrandbits(SEED_BITS)
-    console = Console(stderr=True)
-    print(f"seed {seed}; to repeat: --seed {seed}", flush=True)
-    folder = options.logs or Path(tempfile.mkdtemp(prefix="mlxfleet-chaos-"))
-    status = 1
-    try:
-        found = uvloop.run(run(options, seed, folder, flags, console))
-        print(f"seed {seed}; findings: {found}")
-        status = 1 if found else 0
-    except* MlxfleetError as errors:
-        for error in leaves(errors):
-            console.print(f"error: {error}", style="bold red", markup=False, highlight=False)
-        print(f"seed {seed}; ended early")
-    except* asyncio.CancelledError:
-        print(f"seed {seed}; interrupted")
-        status = INTERRUPTED
-    if options.logs is None and status == 0:
-        shutil.rmtree(folder)
-    else:
-        print(f"output of the servers: {folder}")
-    sys.exit(status)
+    run_attack("chaos", partial(run, options, flags), seed=options.seed, logs=options.logs)
 
 
 async def run(
-    options: Options, seed: int, folder: Path, flags: tuple[str, ...], console: Console
+    options: Options, flags: tuple[str, ...], seed: int, folder: Path, console: Console
 ) -> int:
     """Everything, one fleet after the other; the number of findings."""
-    cancel_on_signals()
     results: list[Result] = []
     for subject in subjects(options, seed, folder, flags):
         if options.scenario is None:

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
-import shutil
-import sys
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import aiohttp
 import cyclopts
-import uvloop
 from rich.console import Console
 
+from mlxfleet.bench.attack_run import run_attack
 from mlxfleet.bench.chaos.fleet import key_flag, readiness
-from mlxfleet.bench.error_groups import leaves
 from mlxfleet.bench.hostile.campaign import Result, barrage, send_only
 from mlxfleet.bench.hostile.options import Options
 from mlxfleet.bench.hostile.shots import ADMIN_KEY, API_KEYS
 from mlxfleet.bench.hostile.watch import Watch
-from mlxfleet.bench.interrupts import cancel_on_signals
 from mlxfleet.bench.servers import mlxfleet_spec, serving
 from mlxfleet.bench.tiny_model import write_tiny_model
-from mlxfleet.common.errors import MlxfleetError
 
-SEED_BITS = 32
-INTERRUPTED = 130
 MOST_SHOWN = 40
 LOG = "launch.log"
 TRACEBACK = "Traceback (most recent call last)"
@@ -39,31 +30,11 @@ FLAGS = ("--memory-gb", "1", "--blas-threads", "1", "--default-max-tokens", "16"
 
 def main(options: Options = Options()) -> None:  # noqa: B008 - frozen
     """Send hostile requests; the exit status is 1 if anything was found."""
-    seed = options.seed if options.seed is not None else random.getrandbits(SEED_BITS)
-    print(f"seed {seed}; to repeat: --seed {seed}", flush=True)
-    folder = options.logs or Path(tempfile.mkdtemp(prefix="mlxfleet-hostile-"))
-    console, status = Console(stderr=True), 1
-    try:
-        found = uvloop.run(run(options, seed, folder, console))
-        print(f"seed {seed}; findings: {found}")
-        status = 1 if found else 0
-    except* MlxfleetError as errors:
-        for error in leaves(errors):
-            console.print(f"error: {error}", style="bold red", markup=False, highlight=False)
-        print(f"seed {seed}; ended early")
-    except* asyncio.CancelledError:
-        print(f"seed {seed}; interrupted")
-        status = INTERRUPTED
-    if options.logs is None and status == 0:
-        shutil.rmtree(folder)
-    else:
-        print(f"output of the server: {folder}")
-    sys.exit(status)
+    run_attack("hostile", partial(run, options), seed=options.seed, logs=options.logs)
 
 
 async def run(options: Options, seed: int, folder: Path, console: Console) -> int:
     """Everything; the number of findings."""
-    cancel_on_signals()
     async with target(options, folder) as (url, watch):
         if options.only is not None:
             result = await send_only(url, seed, options.only, console)

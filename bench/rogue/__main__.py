@@ -13,19 +13,17 @@ from __future__ import annotations
 
 import asyncio
 import random
-import shutil
-import sys
-import tempfile
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import aiohttp
 import cyclopts
 import msgspec
-import uvloop
 from rich.console import Console
 
+from mlxfleet.bench.attack_run import run_attack
 from mlxfleet.bench.client import Target, open_session
 from mlxfleet.bench.far_fleet import far_fleet
 from mlxfleet.bench.rogue.campaign import (
@@ -40,12 +38,10 @@ from mlxfleet.bench.rogue.campaign import (
 )
 from mlxfleet.bench.rogue.mischief import MISCHIEF
 from mlxfleet.bench.rogue.streams import Streams
-from mlxfleet.bench.servers import ServerError
 from mlxfleet.common.node_identity import node_info
 
 MEMORY, RESTARTS = "mlxfleet_process_memory_bytes", "mlxfleet_process_restarts_total"
 LOOK_S = 0.5
-SEED_BITS = 32
 
 
 @cyclopts.Parameter(name="*")
@@ -82,7 +78,7 @@ class Options:
 
 
 async def run(
-    options: Options, seed: int, flags: tuple[str, ...], folder: Path, console: Console
+    options: Options, flags: tuple[str, ...], seed: int, folder: Path, console: Console
 ) -> int:
     """The number of things that went wrong."""
     figures = msgspec.json.decode((options.model / "config.json").read_bytes())
@@ -115,14 +111,15 @@ async def run(
                     await campaign.misbehave(name)
                     console.print(f"round {number + 1}: {name}; {streams.ended()}")
             await campaign.mutate(options.mutations, options.at_once)
+            console.print(f"{options.mutations} mutations; {streams.ended()}")
             over.set()
 
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(watch())
-            for stream in range(options.streams):
-                tasks.create_task(streams.run_on(session, stream, over))
-            tasks.create_task(attack())
-        campaign.close()
+        with closing(campaign):
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(watch())
+                for stream in range(options.streams):
+                    tasks.create_task(streams.run_on(session, stream, over))
+                tasks.create_task(attack())
     return report(streams, campaign.findings, before, peak)
 
 
@@ -160,23 +157,7 @@ def main(
     *flags: Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True)], options: Options
 ) -> None:
     """Run it; the exit status is 1 if anything went wrong."""
-    console = Console(stderr=True)
-    seed = options.seed if options.seed is not None else random.getrandbits(SEED_BITS)
-    print(f"seed {seed}; to repeat: --seed {seed}", flush=True)
-    folder = options.logs or Path(tempfile.mkdtemp(prefix="mlxfleet-rogue-"))
-    folder.mkdir(parents=True, exist_ok=True)
-    status = 1
-    try:
-        wrong = uvloop.run(run(options, seed, flags, folder, console))
-        status = 1 if wrong else 0
-    except* (ServerError, aiohttp.ClientError, OSError) as errors:
-        for error in errors.exceptions:
-            console.print(f"error: {error!r}", style="bold red", markup=False, highlight=False)
-    if options.logs is None and status == 0:
-        shutil.rmtree(folder)
-    else:
-        print(f"output of the servers: {folder}")
-    sys.exit(status)
+    run_attack("rogue", partial(run, options, flags), seed=options.seed, logs=options.logs)
 
 
 if __name__ == "__main__":

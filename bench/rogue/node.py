@@ -118,7 +118,8 @@ class RogueNode:
         self._channel.send(msgspec.Raw(message) if isinstance(message, bytes) else message)
 
     def push(self, detokenizer: str, message: Any) -> None:
-        """The same for a detokenizer; nothing before the router has told where that is."""
+        """Send a detokenizer a message or a frame. It is not sent if the router has not told the
+        detokenizer's address yet."""
         if (address := self._detokenizers.get(detokenizer)) is None:
             self._channel.unsent += 1
             return
