@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mlxfleet.workers import cpu_argmax, openblas
 from mlxfleet.workers.cpu_argmax import (
-    ARGMAX_COLUMNS,
+    MOST_COLUMNS,
     NOT_FINITE,
     argmax,
     argmax_by_columns,
@@ -56,15 +56,16 @@ def test_argmax_follows_the_loaded_model(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("rows", [1, 2, 33])
-@pytest.mark.parametrize("n", [1, 120, 512, 32_000, 32_768, 49_152, 50_257, 151_936])
+@pytest.mark.parametrize("n", [1, 120, 512, 32_000, 32_768, 49_152, 50_257, 128_256, 151_936])
 def test_argmax_is_the_index_of_the_maximum(rows: int, n: int) -> None:
     logits = normal(rows, n, seed=n + rows)
     assert argmax(logits).tolist() == floats(logits).argmax(-1).tolist()
 
 
 @pytest.mark.parametrize("place", [0, 1, 511, 512, 513, 40_000, 40_959])
-def test_argmax_finds_a_maximum_anywhere(place: int) -> None:
-    logits = mx.zeros((2, 40_960))
+@pytest.mark.parametrize("n", [40_960, 40_960 + 128])
+def test_argmax_finds_a_maximum_anywhere(place: int, n: int) -> None:
+    logits = mx.zeros((2, n))
     logits[1, place] = 1e-6
     logits[0, 17] = 1e-6
     assert argmax(logits).tolist() == [17, place]
@@ -72,7 +73,7 @@ def test_argmax_finds_a_maximum_anywhere(place: int) -> None:
 
 def test_argmax_of_equals_is_one_of_them() -> None:
     logits = mx.full((1, 4 * LEAST_VOCABULARY), -1.0)
-    equals = [700, 3 * ARGMAX_COLUMNS + 5, 20_000]
+    equals = [700, 3 * MOST_COLUMNS + 5, 20_000]
     logits[:, mx.array(equals)] = 2.0
     assert argmax(logits).item() in equals
 
@@ -88,11 +89,11 @@ def test_argmax_of_infinities() -> None:
 @given(
     rows=st.integers(1, 5),
     groups=st.integers(1, 130),
-    more=st.sampled_from([0, 1, 511]),
+    more=st.sampled_from([0, 1, 64, 256, 511]),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_argmax_of_any_size(rows: int, groups: int, more: int, seed: int) -> None:
-    logits = normal(rows, groups * ARGMAX_COLUMNS + more, seed=seed)
+    logits = normal(rows, groups * MOST_COLUMNS + more, seed=seed)
     assert argmax(logits).tolist() == floats(logits).argmax(-1).tolist()
 
 
