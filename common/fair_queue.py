@@ -186,6 +186,8 @@ class FairQueue(Generic[T]):
 
     def in_order(self) -> Iterator[T]:
         """All that wait, the next first. Ends with the first change; then ask again."""
+        if not self.waiting:
+            return
         self._charge_all()
         for clients in self._classes.values():
             for client in clients.waiting():
@@ -194,6 +196,8 @@ class FairQueue(Generic[T]):
 
     def first(self) -> T | None:
         """The next that waits."""
+        if not self.waiting:
+            return None
         self._charge_all()
         for clients in self._classes.values():
             if (client := clients.next()) is not None:

@@ -55,7 +55,8 @@ class Level(Generic[S]):
         self.now = 0.0
         self._shares: dict[str, S] = {}
         self._left: OrderedDict[str, float] = OrderedDict()
-        self._divisor = 0.0
+        # The weight of those that wait, or of all if nobody does; None to be added up when needed.
+        self._divisor: float | None = None
 
     def __len__(self) -> int:
         return len(self._shares)
@@ -70,7 +71,7 @@ class Level(Generic[S]):
     @property
     def weight(self) -> float:
         """Of all that are here."""
-        return sum(share.weight for share in self._shares.values())
+        return sum([share.weight for share in self._shares.values()])
 
     def waiting(self) -> list[S]:
         """Those that wait, the next first."""
@@ -90,14 +91,15 @@ class Level(Generic[S]):
         """A party waits for one more place."""
         if share.waiting == 0:
             self._begin(share)
+            self._divisor = None
         share.waiting += 1
-        if share.waiting == 1:
-            self._count_weights()
 
     def _begin(self, share: S) -> None:
         """Put a party where those are that wait, or that hold places if none waits."""
-        others = [other for other in self if other is not share]
-        times = [s.virtual for s in others if s.waiting] or [s.virtual for s in others]
+        others = self._shares.values()
+        times = [s.virtual for s in others if s.waiting]
+        if not times:
+            times = [s.virtual for s in others if s is not share]
         if times:
             self.now = min(max(self.now, min(times)), max(times))
         share.virtual = min(max(share.virtual, self.now), self.now + MOST_DEBT_TOKENS)
@@ -106,7 +108,7 @@ class Level(Generic[S]):
         """A party waits for one place less; `settle` it then."""
         share.waiting -= 1
         if share.waiting == 0:
-            self._count_weights()
+            self._divisor = None
 
     def settle(self, share: S) -> None:
         """Let a party go that neither waits nor holds a place."""
@@ -121,14 +123,13 @@ class Level(Generic[S]):
             self._left[share.name] = share.virtual
             if len(self._left) > MAX_REMEMBERED:
                 self._left.popitem(last=False)
-        self._count_weights()
+        self._divisor = None
 
     def charge(self, share: S, tokens: int, in_advance: int) -> None:
         """So many tokens were computed for a party, some of them given in advance."""
         share.virtual += tokens / share.weight
         share.ahead -= in_advance
+        if self._divisor is None:
+            waiting = sum([other.weight for other in self._shares.values() if other.waiting])
+            self._divisor = waiting or self.weight
         self.now += tokens / self._divisor
-
-    def _count_weights(self) -> None:
-        waiting = sum(share.weight for share in self if share.waiting)
-        self._divisor = waiting or self.weight

@@ -97,7 +97,7 @@ class Bodies:
         """The body as it comes."""
         loop = asyncio.get_running_loop()
         began, size = loop.time(), 0
-        while True:
+        while not http.content.at_eof():
             try:
                 async with asyncio.timeout_at(began + self._grace_s + size / LEAST_BYTES_PER_S):
                     piece = await http.content.readany()

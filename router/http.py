@@ -10,7 +10,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
-import msgspec
 from aiohttp import web
 
 from mlxfleet.common.config import Keys
@@ -29,6 +28,7 @@ from mlxfleet.router.admin import Admin
 from mlxfleet.router.admission import Admission, Ticket
 from mlxfleet.router.auth import Authenticator, client_name
 from mlxfleet.router.bodies import Bodies
+from mlxfleet.router.chunks import DONE, Chunks, event
 from mlxfleet.router.connections import CLIENT_CLOSED_REQUEST, Connections
 from mlxfleet.router.event_stream import EventStream
 from mlxfleet.router.generation import Front, Generation
@@ -39,19 +39,17 @@ from mlxfleet.router.parameters import ChatRequest, CompletionRequest, Parameter
 from mlxfleet.router.patience import within
 from mlxfleet.router.request_trace import traced
 from mlxfleet.router.scrape_targets import ScrapeTarget
-from mlxfleet.router.shapes import ChatShape, CompletionShape, Response, Usage
+from mlxfleet.router.shapes import ChatShape, CompletionShape, Response, Shape, Usage, encode
 from mlxfleet.router.ui.page import Page
 from mlxfleet.router.web_gate import WebGate
 
 log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-Shape = ChatShape | CompletionShape
 
 TIMEOUT_HEADER = "X-Request-Timeout"
 DRAINING_RETRY_AFTER_S = 10
 SESSION_HEADER = "X-Session-Id"
-encode = msgspec.json.Encoder().encode
 
 
 class Api:
@@ -295,30 +293,17 @@ class Api:
         self, stream: EventStream, request: Parameters, generation: Generation, shape: Shape
     ) -> None:
         """Server-sent events, from the first token to the end."""
-        usage = None if request.include_usage else msgspec.UNSET
-        chunk = Response(
-            id=shape.id_prefix + generation.rid,
-            object=shape.chunk_object,
-            model=generation.model,
-            choices=[],
-            usage=usage,
-        )
+        chunks = Chunks(generation, shape, request)
         begun = False
         async for index, delta in generation.deltas():
             if not begun:
                 begun = True
-                for opened in range(len(generation.sequences)):
-                    if (opening := shape.opening(opened)) is not None:
-                        chunk.choices = [opening]
-                        await stream.send(event(chunk))
-            chunk.choices = [shape.chunk(index, delta)]
-            if request.continuous_usage:
-                chunk.usage = Usage.of(generation)
-            await stream.send(event(chunk))
+                for opening in chunks.openings():
+                    await stream.send(opening)
+            await stream.send(chunks.chunk(index, delta))
         if request.include_usage:
-            chunk.choices, chunk.usage = [], Usage.of(generation)
-            await stream.send(event(chunk))
-        await stream.end(b"data: [DONE]\n\n")
+            await stream.send(chunks.usage())
+        await stream.end(DONE)
 
     def _describe_model(self, name: str) -> dict[str, object]:
         return {
@@ -387,11 +372,6 @@ def ends_at(deadline: float | None, generation: Generation) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-
-
-def event(data: object) -> bytes:
-    """A server-sent event."""
-    return b"data: " + encode(data) + b"\n\n"
 
 
 def json_response(data: object, status: int = 200) -> web.Response:

@@ -18,10 +18,11 @@ INLINE_BYTES = 256 * 1024
 class Asked(Generic[R]):
     """What a request asks for. `content` is the JSON of a large request's prompt or messages, which
     is still to be checked; then the request itself has only a placeholder there. `client` is who
-    asks, see `client_name`."""
+    asks, see `client_name`, `size` the body's in bytes."""
 
     request: R
     client: str = ""
+    size: int = 0
     content: bytes | None = None
 
     def forget_prompt(self) -> None:
@@ -43,6 +44,6 @@ async def read(kind: type[R], body: bytes, tokenizers: Tokenizers, client: str) 
     """Check a client's body; InvalidRequestError names the parameter. A large one is taken apart in
     a tokenizer process."""
     if len(body) <= INLINE_BYTES:
-        return Asked(parse(kind, body), client)
+        return Asked(parse(kind, body), client, len(body))
     parts = await tokenizers.take_apart(TakeApart(new_rid(), field_of(kind), body), client)
-    return Asked(parse(kind, parts.parameters), client, parts.content)
+    return Asked(parse(kind, parts.parameters), client, len(body), parts.content)

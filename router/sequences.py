@@ -16,7 +16,7 @@ MAX_FAILED_WORKERS = 3
 MAX_MOVES = 32
 
 
-@dataclass
+@dataclass(slots=True)
 class Delta:
     """What is new for the client since it was last asked."""
 

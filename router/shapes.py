@@ -223,6 +223,9 @@ class CompletionShape:
         )
 
 
+Shape = ChatShape | CompletionShape
+
+
 class TextLength:
     """Counts the characters of tokens that may each be only part of one."""
 

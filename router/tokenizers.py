@@ -30,6 +30,10 @@ RETRY_AFTER_S = 5
 MAX_DEATHS = 3
 SENT_AT_ONCE = 2
 """Questions that one tokenizer has: the one it is at, and the next."""
+MOST_SENT = 16
+SENT_BYTES = 16 * 1024
+"""So many it has if the bodies of their requests are no longer than that together: they take it a
+few ms, and it need not wait for this process between them."""
 LARGE_AT_ONCE = 1
 """Large bodies on their way to or from tokenizers, each of which is in memory several times."""
 HUNG_AFTER_S = 20.0
@@ -42,10 +46,12 @@ ANY_MODEL = None
 @dataclass(eq=False)
 class Job:
     """A question, whose answer somebody waits for or did. One that is none of a model is answered
-    by any tokenizer. `sent` is when a tokenizer was given it, in time.monotonic()."""
+    by any tokenizer. `size` is that of the request's body, in bytes; `sent` is when a tokenizer was
+    given it, in time.monotonic()."""
 
     message: Question
     model: str | None
+    size: int
     answer: asyncio.Future[Tokenized | TakenApart]
     sent: float = 0.0
     deaths: int = 0
@@ -102,23 +108,25 @@ class Tokenizers:
         message: TokenizeText | TokenizeChat | TokenizeContent,
         model: str = "",
         client: str = "",
+        size: int = SENT_BYTES,
     ) -> Tokenized:
-        """Token ids, as a model has them, and block hashes, per prompt. InvalidRequestError if they
-        cannot be encoded, UnavailableError if no tokenizer is there."""
-        answer = await self._ask(message, model, client)
+        """Token ids, as a model has them, and block hashes, per prompt; `size` is that of the body
+        that they came in, in bytes. InvalidRequestError if they cannot be encoded, UnavailableError
+        if no tokenizer is there."""
+        answer = await self._ask(message, model, client, size)
         assert isinstance(answer, Tokenized)
         return answer
 
     async def take_apart(self, message: TakeApart, client: str = "") -> TakenApart:
         """The parts of a large body; the errors of `tokenize`."""
-        answer = await self._ask(message, ANY_MODEL, client)
+        answer = await self._ask(message, ANY_MODEL, client, len(message.body))
         assert isinstance(answer, TakenApart)
         return answer
 
     async def _ask(
-        self, message: Question, model: str | None, client: str
+        self, message: Question, model: str | None, client: str, size: int
     ) -> Tokenized | TakenApart:
-        job = Job(message, model, asyncio.get_running_loop().create_future())
+        job = Job(message, model, size, asyncio.get_running_loop().create_future())
         self._jobs[job.rid] = job
         self._line_of(job).push(job, Party(client=client, request=job.rid))
         self._send_waiting()
@@ -188,12 +196,19 @@ class Tokenizers:
         ]
         load = {name: len(self._sent.setdefault(name, {})) for name in names}
         for name in sorted(names, key=load.__getitem__):
-            if load[name] < SENT_AT_ONCE and self._pool.send(name, job.message):
+            if self._has_room(name, job) and self._pool.send(name, job.message):
                 line.start(job)
                 job.sent = time.monotonic()
                 self._sent[name][job.rid] = job
                 return True
         return False
+
+    def _has_room(self, name: str, job: Job) -> bool:
+        """Whether a tokenizer should have a question besides those that it has."""
+        sent = self._sent[name]
+        if len(sent) < SENT_AT_ONCE:
+            return True
+        return len(sent) < MOST_SENT and job.size + sum(j.size for j in sent.values()) <= SENT_BYTES
 
     def _large_sent(self) -> int:
         return sum(job.large for jobs in self._sent.values() for job in jobs.values())

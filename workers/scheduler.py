@@ -50,6 +50,7 @@ TIMES_LEARNED = 5
 # A running sequence has memory for this many tokens more than it has; it asks for more when half
 # of that is used up, while the worker is a few tokens ahead of what the scheduler knows.
 TOKENS_AHEAD = 64
+GROWTH_MARGIN = TOKENS_AHEAD // 2
 # A row yields to those who have had less only after so many tokens: it has to begin again, from
 # what is stored, or where nothing is, from the first token.
 LEAST_PROGRESS = 64
@@ -346,10 +347,10 @@ class Scheduler:
             sequence = self._running.get(row)
             if sequence is None:
                 continue
-            if position in step.failed:
+            if step.failed and position in step.failed:
                 self._not_finite(sequence)
                 continue
-            logprobs = step.logprobs.get(position)
+            logprobs = step.logprobs.get(position) if step.logprobs else None
             reason = step.finish.get(position)
             finish = Finish(reason, sequence.cached_tokens) if reason else None
             batch = columns.get(sequence.detokenizer)
@@ -507,7 +508,7 @@ class Scheduler:
         sequence.admissions += 1
         self._running[sequence.row] = sequence
         sequence.alone = alone
-        sequence.reserved_tokens = first_tokens(sequence)
+        sequence.reserve(first_tokens(sequence), GROWTH_MARGIN)
         sequence.reserved_bytes = first_bytes(sequence, model)
         self.kv_used_bytes += sequence.reserved_bytes
         self._commands.append(self._start(sequence, match))
@@ -549,7 +550,7 @@ class Scheduler:
         lease = self._tree.begin(sequence.row, match, token_ids[:-1])
         sequence.lease = lease
         self._shared.stored(sequence, self._tree)
-        sequence.admitted_tokens = len(token_ids)
+        sequence.prefill_tokens = len(token_ids) - 1
         sequence.prefill_sent = sequence.prefill_done = lease.cached_tokens
         # With all but the last token known there is nothing to prefill.
         done = lease.cached_tokens == sequence.prefill_tokens
@@ -579,7 +580,7 @@ class Scheduler:
         """Reserve memory for what sequences will have generated soon. Where there is none, those
         that have more than their share make room, else those that came last; they go on later, from
         the cold store if it has them."""
-        needing = [s for s in self._running.values() if s.needs_memory(TOKENS_AHEAD // 2)]
+        needing = [s for s in self._running.values() if s.tokens >= s.grows_at]
         for sequence in sorted(needing, key=lambda s: s.arrival):
             tokens = min(sequence.tokens + TOKENS_AHEAD, sequence.worst_case_tokens)
             more_bytes = model.kv_bytes(tokens) - sequence.reserved_bytes
@@ -589,7 +590,7 @@ class Scheduler:
             ):
                 self._preempt(self._first_to_yield(sequence))
             if sequence.row in self._running:
-                sequence.reserved_tokens = tokens
+                sequence.reserve(tokens, GROWTH_MARGIN)
                 sequence.reserved_bytes += more_bytes
                 self.kv_used_bytes += more_bytes
 
@@ -713,7 +714,7 @@ def append(
     if logprobs is not None:
         batch.logprobs[position] = [logprobs]
         sequence.logprobs.append(logprobs)
-    sequence.output_ids.append(token)
+    sequence.append(token)
 
 
 def rejection(message: Generate | Resend | Sequence, code: RejectedCode, why: str) -> Rejected:

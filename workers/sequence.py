@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import sys
 from dataclasses import dataclass, field
 
 from mlxfleet.common.messages import Finish, Generate, Party, Sampling, TokenLogprobs
@@ -28,6 +29,9 @@ class Sequence:
     `arrival` is the order in which sequences came; `waits_for` a block that another sequence is
     about to compute; `worker_deaths` counts the workers that died while it ran, `started` says that
     this one has taken it, `suspect` that its logits have been other than finite numbers.
+    `tokens` counts prompt and output so far, `prefill_tokens` those to run before decoding: all
+    but the last, which is the first decode input, as they were when it was admitted. When it has
+    `grows_at` tokens, it needs more memory.
     `expected_tokens` are those to be prefilled when it leaves the queue, `began_s` is when it did,
     in seconds of the worker's running. It came into the queue at `queued_s` and left it at
     `prefill_began_s`, None when the next token after that has come; by the scheduler's clock.
@@ -48,7 +52,8 @@ class Sequence:
     preemptions: int = 0
     suspect: bool = False
     started: bool = False
-    admitted_tokens: int = 1
+    tokens: int = field(init=False)
+    prefill_tokens: int = 0
     prefill_sent: int = 0
     prefill_done: int = 0
     alone: bool = False
@@ -57,7 +62,7 @@ class Sequence:
     began_s: float = 0.0
     queued_s: float = 0.0
     prefill_began_s: float | None = None
-    reserved_tokens: int = 0
+    grows_at: int = sys.maxsize
     reserved_bytes: int = 0
     cached_tokens: int = 0
     lease: Lease | None = None
@@ -66,6 +71,9 @@ class Sequence:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     phases: Phases = field(default_factory=Phases)
     chunks: int = 0
+
+    def __post_init__(self) -> None:
+        self.tokens = len(self.prompt_ids) + len(self.output_ids)
 
     @classmethod
     def of(cls, message: Generate) -> Sequence:
@@ -82,12 +90,6 @@ class Sequence:
         )
 
     @property
-    def prefill_tokens(self) -> int:
-        """Tokens to run before decoding: all but the last, which is the first decode input.
-        Fixed when the sequence is admitted: output that decoding adds is not prefilled."""
-        return self.admitted_tokens - 1
-
-    @property
     def worst_case_tokens(self) -> int:
         """Longest that the sequence can become."""
         return len(self.prompt_ids) + self.sampling.max_tokens
@@ -97,22 +99,27 @@ class Sequence:
         """Whether it has all the tokens that it may have: it only came here for its finish."""
         return len(self.output_ids) >= self.sampling.max_tokens
 
+    def append(self, token: int) -> None:
+        """One more token of the output."""
+        self.output_ids.append(token)
+        self.tokens += 1
+
     @property
-    def tokens(self) -> int:
-        """Tokens so far."""
-        return len(self.prompt_ids) + len(self.output_ids)
+    def decoded_tokens(self) -> int:
+        """Tokens of the output since it was admitted."""
+        return self.tokens - self.prefill_tokens - 1
 
     def progress(self, *, prefill_counts: bool) -> int:
         """Tokens computed since it was admitted, with or without those of the prompt."""
-        decoded = self.tokens - self.admitted_tokens
         if not prefill_counts or self.lease is None:
-            return decoded
-        return decoded + self.prefill_done - self.lease.cached_tokens
+            return self.decoded_tokens
+        return self.decoded_tokens + self.prefill_done - self.lease.cached_tokens
 
-    def needs_memory(self, margin: int) -> bool:
-        """Whether less than `margin` tokens of its reservation are left, and it may need them."""
-        reserved = self.reserved_tokens
-        return reserved < min(self.tokens + margin, self.worst_case_tokens)
+    def reserve(self, tokens: int, margin: int) -> None:
+        """It has memory for so many tokens, and wants more when `margin` of them or fewer are left;
+        not if it cannot become longer."""
+        more = tokens < self.worst_case_tokens
+        self.grows_at = tokens - margin + 1 if more else sys.maxsize
 
     def token_ids(self) -> list[int]:
         """Prompt and output so far."""
@@ -135,7 +142,7 @@ class Sequence:
         elif self.prefill_began_s is not None:
             figures = self._prefill_figures()
         else:
-            figures = {"mlxfleet.decoded_tokens": self.tokens - self.admitted_tokens}
+            figures = {"mlxfleet.decoded_tokens": self.decoded_tokens}
         figures["mlxfleet.preemptions"] = self.preemptions
         self.phases.leave(now, why, figures)
 
@@ -151,6 +158,6 @@ class Sequence:
         """Back to the queue: its worker is lost, or its memory is needed."""
         self.state = State.WAITING
         self.prefill_sent = self.prefill_done = self.chunks = 0
-        self.reserved_tokens = self.reserved_bytes = 0
+        self.reserved_bytes = 0
         self.started = False
         self.lease = self.waits_for = None

@@ -29,7 +29,7 @@ from mlxfleet.common.messages import (
     Welcome,
 )
 from mlxfleet.common.supervisor import CRASH_LOOP_DEATHS
-from mlxfleet.router.tokenizers import HUNG_AFTER_S, SENT_AT_ONCE, Tokenizers
+from mlxfleet.router.tokenizers import HUNG_AFTER_S, MOST_SENT, SENT_AT_ONCE, SENT_BYTES, Tokenizers
 
 DEADLINE_S = 5.0
 WAIT_S = 0.5
@@ -115,10 +115,10 @@ class Bench:
         await fake.greet()
         return fake
 
-    def ask(self, rid: str, client: str = "") -> asyncio.Task[Tokenized]:
-        """Have a client's prompt tokenized."""
+    def ask(self, rid: str, client: str = "", size: int = SENT_BYTES) -> asyncio.Task[Tokenized]:
+        """Have a client's prompt tokenized, whose request had so many bytes."""
         message = TokenizeText(rid=rid, texts=["x"], max_tokens=100)
-        task = asyncio.ensure_future(self.tokenizers.tokenize(message, client=client))
+        task = asyncio.ensure_future(self.tokenizers.tokenize(message, client=client, size=size))
         self._tasks.append(task)
         return task
 
@@ -350,6 +350,24 @@ def test_a_tokenizer_gets_the_next_prompt_when_it_has_answered_one() -> None:
         assert only.asked == rids[:SENT_AT_ONCE]
         only.answer(rids[0])
         await until(lambda: only.asked == rids[: SENT_AT_ONCE + 1], "one more")
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("size", "sent"), [(100, MOST_SENT), (SENT_BYTES // 5, 5), (SENT_BYTES // 2 + 1, SENT_AT_ONCE)]
+)
+def test_a_tokenizer_gets_more_prompts_at_once_if_they_are_short(size: int, sent: int) -> None:
+    async def test(bench: Bench) -> None:
+        only = await bench.add("t0")
+        rids = [str(number) for number in range(2 * MOST_SENT)]
+        for rid in rids:
+            bench.ask(rid, size=size)
+        await until(lambda: len(only.asked) == sent, "the first questions")
+        await only.greet()
+        assert only.asked == rids[:sent]
+        only.answer(rids[0])
+        await until(lambda: only.asked == rids[: sent + 1], "one more")
 
     run(test)
 
