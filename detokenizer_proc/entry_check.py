@@ -24,32 +24,36 @@ class BrokenError(Exception):
         self.sick = sick
 
 
+def highest_id(vocab_size: int) -> int:
+    """The highest token id of a vocabulary; its size is 0 if that is not known."""
+    return min(vocab_size - 1, MAX_TOKEN_ID) if vocab_size else MAX_TOKEN_ID
+
+
 def check_entry(
     start: int,
     ids: list[int],
     finish: Finish | None,
     logprobs: list[TokenLogprobs],
-    *,
     max_tokens: int,
-    vocab_size: int,
+    highest: int,
 ) -> None:
     """Raise BrokenError for an entry of tokens from position `start` on, of a sequence of
-    `max_tokens`, over a vocabulary of `vocab_size`; 0 for what is not known."""
+    `max_tokens`, 0 if that is not known, whose token ids go up to `highest`."""
     end = start + len(ids)
     if start < 0 or (max_tokens and end > max_tokens):
         raise BrokenError(f"tokens {start} to {end} of a sequence that may have {max_tokens}")
     if finish is not None and finish.reason == "length" and end < max_tokens:
         raise BrokenError(f"at its full length after {end} of {max_tokens} tokens")
-    check_ids(ids, vocab_size)
+    check_ids(ids, highest)
     for entry in logprobs:
-        check_logprobs(entry, vocab_size)
+        check_logprobs(entry, highest)
 
 
-def check_logprobs(entry: TokenLogprobs, vocab_size: int) -> None:
+def check_logprobs(entry: TokenLogprobs, highest: int) -> None:
     """Raise BrokenError for log-probabilities that are none."""
     if len(entry.top_ids) != len(entry.top_logprobs):
         raise BrokenError("not one log-probability per alternative")
-    check_ids(entry.top_ids, vocab_size)
+    check_ids(entry.top_ids, highest)
     values = (entry.logprob, *entry.top_logprobs)
     if any(math.isnan(value) for value in values):
         raise BrokenError("log-probabilities that are not numbers", sick=True)
@@ -57,9 +61,8 @@ def check_logprobs(entry: TokenLogprobs, vocab_size: int) -> None:
         raise BrokenError(f"log-probabilities above 0: {max(values):g}")
 
 
-def check_ids(ids: list[int], vocab_size: int) -> None:
+def check_ids(ids: list[int], highest: int) -> None:
     """Raise BrokenError for token ids outside the vocabulary."""
-    most = min(vocab_size - 1, MAX_TOKEN_ID) if vocab_size else MAX_TOKEN_ID
     for token_id in ids:
-        if not 0 <= token_id <= most:
+        if not 0 <= token_id <= highest:
             raise BrokenError(f"token id {token_id}, outside the vocabulary")

@@ -32,16 +32,15 @@ class ByteDecoder:
     """For byte-level tokenizers: joins bytes, holds back an unfinished character."""
 
     def __init__(self, vocabulary: Vocabulary, prompt_tail: list[int]) -> None:
-        self._vocabulary = vocabulary
+        self._special = vocabulary.special
+        self._bytes_of = vocabulary.bytes_of
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for token in prompt_tail:
             self.push(token)
 
     def push(self, token: int) -> str:
         """Text that is certain after one more token."""
-        if self._vocabulary.is_special(token):
-            return ""
-        return self._decoder.decode(self._vocabulary.bytes_of(token))
+        return "" if token in self._special else self._decoder.decode(self._bytes_of(token))
 
     def flush(self) -> str:
         """The rest."""
@@ -62,7 +61,7 @@ class WindowDecoder:
 
     def push(self, token: int) -> str:
         """Text that is certain after one more token."""
-        if self._vocabulary.is_special(token):
+        if token in self._vocabulary.special:
             return ""
         self._new.append(token)
         return "" if self._vocabulary.is_byte(token) else self.flush()

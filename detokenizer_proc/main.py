@@ -124,24 +124,29 @@ class DetokenizerService(ClientService):
             if stream is None or stream.attempt != attempt:
                 last = position in tokens.finish
                 self._losses.lost(rid, attempt, last=last, open_here=False)
-            else:
-                self._push_safely(stream, tokens, position, text)
+                continue
+            try:
+                self._push(stream, tokens, position, text)
+            except Exception as error:  # noqa: BLE001 - it is logged there
+                self._not_taken_in(error, stream, tokens, position)
         if text.rids:
             self.router.send(text)
         self._steps.observe(time.perf_counter() - began)
 
-    def _push_safely(self, stream: Stream, tokens: Tokens, position: int, text: Text) -> None:
-        """Take in one entry. One that cannot be is its node's fault, and nobody else's."""
-        try:
-            self._push(stream, tokens, position, text)
-        except GapError:
-            last = position in tokens.finish
-            self._losses.lost(stream.rid, stream.attempt, last=last, open_here=True)
-        except BrokenError as error:
-            self._break(stream, error.why, sick=error.sick)
-        except Exception as error:
-            log.exception("could not take in tokens of %s", stream.rid)
-            self._break(stream, f"tokens cannot be decoded: {error!r}", sick=True)
+    def _not_taken_in(
+        self, error: Exception, stream: Stream, tokens: Tokens, position: int
+    ) -> None:
+        """One entry could not be taken in. One that cannot be is its node's fault, and nobody
+        else's."""
+        match error:
+            case GapError():
+                last = position in tokens.finish
+                self._losses.lost(stream.rid, stream.attempt, last=last, open_here=True)
+            case BrokenError():
+                self._break(stream, error.why, sick=error.sick)
+            case _:
+                log.error("could not take in tokens of %s", stream.rid, exc_info=error)
+                self._break(stream, f"tokens cannot be decoded: {error!r}", sick=True)
 
     def _break(self, stream: Stream, why: str, *, sick: bool = False) -> None:
         """Tell the router what an attempt did, and take nothing more of it."""

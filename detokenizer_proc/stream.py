@@ -6,14 +6,14 @@ import time
 from dataclasses import dataclass, field
 
 from mlxfleet.common.messages import Finish, OpenStream, TokenLogprobs, TokenTextLogprobs
-from mlxfleet.detokenizer_proc.entry_check import check_entry
+from mlxfleet.detokenizer_proc.entry_check import check_entry, highest_id
 from mlxfleet.detokenizer_proc.incremental import make_decoder
 from mlxfleet.detokenizer_proc.stop import StopMatcher
 from mlxfleet.detokenizer_proc.token_text import describe
 from mlxfleet.detokenizer_proc.vocabulary import Vocabulary
 
 
-@dataclass
+@dataclass(slots=True)
 class Piece:
     """What some tokens gave: tokens from position `start`, text from character `offset`."""
 
@@ -43,7 +43,7 @@ class Stream:
         self.traceparent = opening.traceparent
         self.opened_s = time.monotonic()
         self._max_tokens = opening.max_tokens
-        self._vocab_size = opening.vocab_size
+        self._highest_id = highest_id(opening.vocab_size)
         self._vocabulary = vocabulary
         self._decoder = make_decoder(vocabulary, opening.prompt_tail)
         self._stop = StopMatcher(opening.stop)
@@ -64,14 +64,7 @@ class Stream:
         them. GapError if some are missing before them, BrokenError if no node may send them."""
         if self.finished:
             return None
-        check_entry(
-            start,
-            ids,
-            finish,
-            logprobs,
-            max_tokens=self._max_tokens,
-            vocab_size=self._vocab_size,
-        )
+        check_entry(start, ids, finish, logprobs, self._max_tokens, self._highest_id)
         known = self.tokens - start
         if known < 0:
             raise GapError(self.rid)

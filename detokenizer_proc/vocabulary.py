@@ -22,14 +22,15 @@ def byte_level_alphabet() -> dict[str, int]:
 class Vocabulary:
     """A `tokenizers.Tokenizer` with what its decoder makes of single tokens.
 
-    `byte_level` says that decoding is nothing but joining the tokens' bytes.
+    `byte_level` says that decoding is nothing but joining the tokens' bytes; `special` are the
+    tokens that never show in text.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.byte_level = type(tokenizer.decoder).__name__ == "ByteLevel"
         self._alphabet = byte_level_alphabet()
-        self._special = {
+        self.special = {
             token_id
             for token_id, token in tokenizer.get_added_tokens_decoder().items()
             if token.special
@@ -39,10 +40,6 @@ class Vocabulary:
     def decode(self, ids: list[int]) -> str:
         """Full decoding, without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
-
-    def is_special(self, token: int) -> bool:
-        """Whether a token never shows in text."""
-        return token in self._special
 
     def is_byte(self, token: int) -> bool:
         """Whether a token stands for one byte of a character that has no token of its own."""

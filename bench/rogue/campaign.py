@@ -40,7 +40,7 @@ from mlxfleet.common.messages import (
     Tokens,
     TokensOf,
 )
-from mlxfleet.detokenizer_proc.entry_check import BrokenError, check_entry
+from mlxfleet.detokenizer_proc.entry_check import BrokenError, check_entry, highest_id
 from mlxfleet.router.nodes import LINK
 
 FENCED_WITHIN_S = 5.0
@@ -272,8 +272,8 @@ def judge(frame: bytes, request: Generate, model: ModelInfo) -> str:
             tokens.ids[0],
             tokens.finish.get(0),
             tokens.logprobs.get(0, []),
-            max_tokens=request.sampling.max_tokens,
-            vocab_size=model.vocab_size,
+            request.sampling.max_tokens,
+            highest_id(model.vocab_size),
         )
     except BrokenError:
         return "broken"

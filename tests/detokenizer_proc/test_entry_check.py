@@ -7,17 +7,19 @@ from typing import Any
 
 import pytest
 
+from mlxfleet.common.limits import MAX_TOKEN_ID
 from mlxfleet.common.messages import Finish, TokenLogprobs
-from mlxfleet.detokenizer_proc.entry_check import BrokenError, check_entry
+from mlxfleet.detokenizer_proc.entry_check import BrokenError, check_entry, highest_id
 
-LIMITS = {"max_tokens": 10, "vocab_size": 100}
+MAX_TOKENS = 10
+VOCAB_SIZE = 100
 LENGTH = Finish("length")
 
 
 def check(**fields: Any) -> None:
     given: dict[str, Any] = {"start": 3, "ids": [1], "finish": None, "logprobs": []}
     given |= fields
-    check_entry(*given.values(), **LIMITS)
+    check_entry(*given.values(), MAX_TOKENS, highest_id(VOCAB_SIZE))
 
 
 def logprob(value: float, top: list[float] | None = None) -> list[TokenLogprobs]:
@@ -71,3 +73,9 @@ def test_what_is_not_a_number_may_be_the_models_doing(values: list[TokenLogprobs
     with pytest.raises(BrokenError) as caught:
         check(logprobs=values)
     assert caught.value.sick
+
+
+def test_of_a_vocabulary_that_is_not_known_any_id_may_be_sent() -> None:
+    check_entry(0, [MAX_TOKEN_ID], None, [], MAX_TOKENS, highest_id(0))
+    with pytest.raises(BrokenError):
+        check_entry(0, [MAX_TOKEN_ID + 1], None, [], MAX_TOKENS, highest_id(0))
