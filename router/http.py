@@ -260,11 +260,7 @@ class Api:
                             stages.observe(model, "admission", time.perf_counter() - began)
                             with generation.released_at_end(), ends_at(ticket.deadline, generation):
                                 if request.stream:
-                                    # As a task of its own, so that a token does not have to be
-                                    # passed up through all of the handler's coroutines.
-                                    await asyncio.create_task(
-                                        self._stream(stream, request, generation, shape)
-                                    )
+                                    await self._stream(stream, request, generation, shape)
                                 else:
                                     answer = await self._whole(generation, shape)
                         record.outcome = "ok"

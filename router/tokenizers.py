@@ -131,13 +131,24 @@ class Tokenizers:
         self._line_of(job).push(job, Party(client=client, request=job.rid))
         self._send_waiting()
         wait = Wait(self._wait_s, lambda: bool(self.alive(model)))
+        loop = asyncio.get_running_loop()
+        looks: list[asyncio.TimerHandle] = []
+
+        def look() -> None:
+            if wait.over(time.monotonic()):
+                if not job.answer.done():
+                    error = UnavailableError("no tokenizer is there", retry_after_s=RETRY_AFTER_S)
+                    job.answer.set_exception(error)
+                return
+            looks[:] = [loop.call_later(LOOK_AGAIN_S, look)]
+
+        look()
         try:
-            while not job.answer.done():
-                if wait.over(time.monotonic()):
-                    raise UnavailableError("no tokenizer is there", retry_after_s=RETRY_AFTER_S)
-                await asyncio.wait({job.answer}, timeout=LOOK_AGAIN_S)
-            return job.answer.result()
+            # Nothing around it: that would take another turn of the event loop.
+            return await job.answer
         finally:
+            for timer in looks:
+                timer.cancel()
             del self._jobs[job.rid]
             if not self._has(job):
                 self._line_of(job).discard(job)
