@@ -30,8 +30,8 @@ RETRY_AFTER_S = 5
 MAX_DEATHS = 3
 SENT_AT_ONCE = 2
 """Questions that one tokenizer has: the one it is at, and the next."""
-MOST_SENT = 16
-SENT_BYTES = 16 * 1024
+MOST_SENT = 64
+SENT_BYTES = 32 * 1024
 """So many it has if the bodies of their requests are no longer than that together: they take it a
 few ms, and it need not wait for this process between them."""
 LARGE_AT_ONCE = 1
@@ -182,7 +182,10 @@ class Tokenizers:
     # --- who has what ---------------------------------------------------------------------------
 
     def _line_of(self, job: Job) -> FairQueue[Job]:
-        return self._lines.setdefault((job.model, job.large), FairQueue())
+        kind = job.model, job.large
+        if (line := self._lines.get(kind)) is None:
+            line = self._lines[kind] = FairQueue()
+        return line
 
     def _has(self, job: Job) -> bool:
         """Whether a tokenizer has a question."""
