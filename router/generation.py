@@ -228,7 +228,9 @@ class Front:
             messages = [message.for_template() for message in request.messages]
             longest = self._nodes.longest_context(name)
             question = TokenizeChat(new_rid(), messages, longest, traceparent)
-            tokenized = await self._tokenizers.tokenize(question, name, asked.client, asked.size)
+            tokenized = await self._tokenizers.tokenize(
+                question, name, asked.client, size=asked.size
+            )
         else:
             tokenized = await self._tokenize_content(asked, name, traceparent)
         prompts = tokenized.token_ids
@@ -279,7 +281,7 @@ class Front:
         if texts:
             longest = self._nodes.longest_context(name)
             question = TokenizeText(new_rid(), texts, longest, traceparent)
-            return await self._tokenizers.tokenize(question, name, asked.client, asked.size)
+            return await self._tokenizers.tokenize(question, name, asked.client, size=asked.size)
         prompts = [item for item in prompt if isinstance(item, list)]
         limits = await self._limits(name, max(map(len, prompts)) + 1)
         check_prompts(prompts, limits, "prompt")
@@ -297,7 +299,7 @@ class Front:
             model.vocab_size,
             traceparent,
         )
-        return await self._tokenizers.tokenize(question, name, asked.client, asked.size)
+        return await self._tokenizers.tokenize(question, name, asked.client, size=asked.size)
 
     async def _limits(self, name: str, tokens: int) -> Limits:
         """What a sequence of a model is measured by. Waits for a node if none is known yet, or if

@@ -25,6 +25,7 @@ from mlxfleet.common.messages import (
 )
 from mlxfleet.router.patience import LOOK_AGAIN_S, Wait
 from mlxfleet.router.pool import Greeting, Pool
+from mlxfleet.router.timer import Timer
 
 RETRY_AFTER_S = 5
 MAX_DEATHS = 3
@@ -108,7 +109,8 @@ class Tokenizers:
         message: TokenizeText | TokenizeChat | TokenizeContent,
         model: str = "",
         client: str = "",
-        size: int = SENT_BYTES,
+        *,
+        size: int,
     ) -> Tokenized:
         """Token ids, as a model has them, and block hashes, per prompt; `size` is that of the body
         that they came in, in bytes. InvalidRequestError if they cannot be encoded, UnavailableError
@@ -131,24 +133,21 @@ class Tokenizers:
         self._line_of(job).push(job, Party(client=client, request=job.rid))
         self._send_waiting()
         wait = Wait(self._wait_s, lambda: bool(self.alive(model)))
-        loop = asyncio.get_running_loop()
-        looks: list[asyncio.TimerHandle] = []
+        look_again = Timer()
 
         def look() -> None:
-            if wait.over(time.monotonic()):
-                if not job.answer.done():
-                    error = UnavailableError("no tokenizer is there", retry_after_s=RETRY_AFTER_S)
-                    job.answer.set_exception(error)
-                return
-            looks[:] = [loop.call_later(LOOK_AGAIN_S, look)]
+            if not wait.over(time.monotonic()):
+                look_again.start(LOOK_AGAIN_S, look)
+            elif not job.answer.done():
+                error = UnavailableError("no tokenizer is there", retry_after_s=RETRY_AFTER_S)
+                job.answer.set_exception(error)
 
         look()
         try:
-            # Nothing around it: that would take another turn of the event loop.
+            # Not through asyncio.wait, which takes one more turn of the event loop.
             return await job.answer
         finally:
-            for timer in looks:
-                timer.cancel()
+            look_again.stop()
             del self._jobs[job.rid]
             if not self._has(job):
                 self._line_of(job).discard(job)

@@ -116,8 +116,8 @@ class Sequence:
         return self.decoded_tokens + self.prefill_done - self.lease.cached_tokens
 
     def reserve(self, tokens: int, margin: int) -> None:
-        """It has memory for so many tokens, and wants more when `margin` of them or fewer are left;
-        not if it cannot become longer."""
+        """It has memory for so many tokens, and needs more when fewer than `margin` of them are
+        left, unless it cannot become longer."""
         more = tokens < self.worst_case_tokens
         self.grows_at = tokens - margin + 1 if more else sys.maxsize
 

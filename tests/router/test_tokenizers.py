@@ -339,25 +339,12 @@ def test_without_a_tokenizer_for_long_the_server_is_unavailable() -> None:
     run(test)
 
 
-def test_a_tokenizer_gets_the_next_prompt_when_it_has_answered_one() -> None:
-    async def test(bench: Bench) -> None:
-        only = await bench.add("t0")
-        rids = [str(number) for number in range(2 * SENT_AT_ONCE)]
-        for rid in rids:
-            bench.ask(rid)
-        await until(lambda: len(only.asked) == SENT_AT_ONCE, "the first questions")
-        await only.greet()
-        assert only.asked == rids[:SENT_AT_ONCE]
-        only.answer(rids[0])
-        await until(lambda: only.asked == rids[: SENT_AT_ONCE + 1], "one more")
-
-    run(test)
-
-
 @pytest.mark.parametrize(
     ("size", "sent"), [(100, MOST_SENT), (SENT_BYTES // 5, 5), (SENT_BYTES // 2 + 1, SENT_AT_ONCE)]
 )
-def test_a_tokenizer_gets_more_prompts_at_once_if_they_are_short(size: int, sent: int) -> None:
+def test_a_tokenizer_gets_the_next_prompt_when_it_has_answered_one_and_more_at_once_if_short(
+    size: int, sent: int
+) -> None:
     async def test(bench: Bench) -> None:
         only = await bench.add("t0")
         rids = [str(number) for number in range(2 * MOST_SENT)]
