@@ -10,7 +10,6 @@ several that could take all places at once each takes its share.
 from __future__ import annotations
 
 import itertools
-from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,15 +24,15 @@ T = TypeVar("T", bound=Hashable)
 S = TypeVar("S", bound=Share)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Request(Share, Generic[T]):
     """An HTTP request, with those of its sequences that wait and those that hold places."""
 
-    queue: OrderedDict[T, None] = field(default_factory=OrderedDict)
+    queue: dict[T, None] = field(default_factory=dict)
     started: dict[T, None] = field(default_factory=dict)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Client(Share, Generic[T]):
     """A client, with its requests."""
 
@@ -49,7 +48,7 @@ class Client(Share, Generic[T]):
         return min(sum(min(request.held, most) for request in self.requests), places)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Entry(Generic[T]):
     """Where an item belongs; `number` is the order of arrival, `began` what its request had had
     when it got its place, `uncharged` are tokens that are charged before the next decision."""
@@ -136,6 +135,8 @@ class FairQueue(Generic[T]):
 
     def _charge_all(self) -> None:
         """Bring all times up to date."""
+        if not self._uncharged:
+            return
         for entry in self._uncharged:
             tokens, entry.uncharged = entry.uncharged, 0
             in_advance = min(entry.ahead, tokens)
@@ -163,7 +164,9 @@ class FairQueue(Generic[T]):
         entry = self._entries[item]
         self._stop(item, entry)
         self._wait(item, entry)
-        entry.request.queue.move_to_end(item, last=False)
+        queue = entry.request.queue
+        del queue[item]
+        entry.request.queue = {item: None, **queue}
 
     def _wait_no_more(self, entry: Entry[T]) -> None:
         self._classes[entry.priority].wait_no_more(entry.client)

@@ -10,9 +10,9 @@ waits.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Generic, TypeVar
 
 # Who begins to wait is at most so far behind the clock, however much it has had before.
@@ -21,7 +21,7 @@ MOST_DEBT_TOKENS = 1024
 MAX_REMEMBERED = 1024
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Share:
     """One party. `virtual` is its time, in tokens by weight; `ahead` are tokens that it has been
     given in advance and that are not computed yet. It has `held` places and waits for `waiting`
@@ -38,11 +38,8 @@ class Share:
     @property
     def order(self) -> tuple[float, float, int]:
         """The least is next."""
-        return (
-            self.virtual + self.ahead / self.weight,
-            self.held / self.weight,
-            self.number,
-        )
+        weight = self.weight
+        return self.virtual + self.ahead / weight, self.held / weight, self.number
 
 
 S = TypeVar("S", bound=Share)
@@ -54,7 +51,8 @@ class Level(Generic[S]):
     def __init__(self) -> None:
         self.now = 0.0
         self._shares: dict[str, S] = {}
-        self._left: OrderedDict[str, float] = OrderedDict()
+        self._left: dict[str, float] = {}
+        self._waiting = 0
         # The weight of those that wait, or of all if nobody does; None to be added up when needed.
         self._divisor: float | None = None
 
@@ -75,12 +73,16 @@ class Level(Generic[S]):
 
     def waiting(self) -> list[S]:
         """Those that wait, the next first."""
-        return sorted((share for share in self if share.waiting), key=lambda share: share.order)
+        return in_order(self._those_waiting())
 
-    def next(self, may: Callable[[S], bool] = lambda _: True) -> S | None:
+    def next(self, may: Callable[[S], bool] | None = None) -> S | None:
         """Of those that wait and may have a place the next."""
-        waiting = (share for share in self if share.waiting and may(share))
-        return min(waiting, key=lambda share: share.order, default=None)
+        waiting = self._those_waiting()
+        if may is not None:
+            waiting = [share for share in waiting if may(share)]
+        if len(waiting) < 2:
+            return waiting[0] if waiting else None
+        return min(waiting, key=by_order)
 
     def enter(self, share: S) -> None:
         """A party comes, or comes back."""
@@ -91,16 +93,16 @@ class Level(Generic[S]):
         """A party waits for one more place."""
         if share.waiting == 0:
             self._begin(share)
+            self._waiting += 1
             self._divisor = None
         share.waiting += 1
 
     def _begin(self, share: S) -> None:
         """Put a party where those are that wait, or that hold places if none waits."""
         others = self._shares.values()
-        times = [s.virtual for s in others if s.waiting]
-        if not times:
-            times = [s.virtual for s in others if s is not share]
-        if times:
+        if len(others) > 1:
+            times = [s.virtual for s in self._those_waiting()]
+            times = times or [s.virtual for s in others if s is not share]
             self.now = min(max(self.now, min(times)), max(times))
         share.virtual = min(max(share.virtual, self.now), self.now + MOST_DEBT_TOKENS)
 
@@ -108,6 +110,7 @@ class Level(Generic[S]):
         """A party waits for one place less; `settle` it then."""
         share.waiting -= 1
         if share.waiting == 0:
+            self._waiting -= 1
             self._divisor = None
 
     def settle(self, share: S) -> None:
@@ -122,7 +125,7 @@ class Level(Generic[S]):
         elif share.virtual > self.now:
             self._left[share.name] = share.virtual
             if len(self._left) > MAX_REMEMBERED:
-                self._left.popitem(last=False)
+                del self._left[next(iter(self._left))]
         self._divisor = None
 
     def charge(self, share: S, tokens: int, in_advance: int) -> None:
@@ -130,6 +133,22 @@ class Level(Generic[S]):
         share.virtual += tokens / share.weight
         share.ahead -= in_advance
         if self._divisor is None:
-            waiting = sum([other.weight for other in self._shares.values() if other.waiting])
-            self._divisor = waiting or self.weight
+            self._divisor = self._weight_that_waits()
         self.now += tokens / self._divisor
+
+    def _weight_that_waits(self) -> float:
+        """The weight of those that wait, or of all if nobody does."""
+        return sum([share.weight for share in self._those_waiting()]) or self.weight
+
+    def _those_waiting(self) -> list[S]:
+        if not self._waiting:
+            return []
+        return [share for share in self._shares.values() if share.waiting]
+
+
+by_order = attrgetter("order")
+
+
+def in_order(shares: Iterable[S]) -> list[S]:
+    """Those that have had least first."""
+    return sorted(shares, key=by_order)

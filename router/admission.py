@@ -55,7 +55,10 @@ class Turn:
     async def next(self) -> Place:
         """The place of the next sequence, when it is there. UnavailableError if there is no node
         for too long."""
-        place, for_node = next(self._coming), self._for_node()
+        place = next(self._coming)
+        if place.given.done():
+            return place
+        for_node = self._for_node()
         while not place.given.done():
             if for_node.over(time.monotonic()):
                 raise no_node()
@@ -142,12 +145,13 @@ class Admission:
             weight=ticket.weight,
             priority=ticket.priority,
         )
-        for_place = Wait(self._max_wait_s, lambda: line.capacity() is None)
         places = line.join(party, ticket.sequences)
         for_node = partial(self._for_node, line, ticket.model, places)
         try:
-            async with within(ticket.deadline):
-                await self._wait(places[0], for_node(), for_place)
+            if not places[0].given.done():
+                for_place = Wait(self._max_wait_s, lambda: line.capacity() is None)
+                async with within(ticket.deadline):
+                    await self._wait(places[0], for_node(), for_place)
             yield Turn(places, for_node)
         finally:
             line.leave(places)

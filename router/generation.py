@@ -209,17 +209,18 @@ class Front:
         self._patience = dispatcher.patience
         self._nodes = dispatcher.nodes
 
-    async def ready_for(self, name: str) -> None:
-        """Wait until it is known what a model's nodes take, by which its requests are measured;
-        UnavailableError if that takes too long."""
-        await self._limits(name, 1)
+    async def ready_for(self, name: str) -> Limits:
+        """What a model's nodes take, by which its requests are measured, as soon as that is known;
+        UnavailableError if it takes too long."""
+        return await self._limits(name, 1)
 
     async def read(self, kind: type[R], body: bytes, client: str) -> Asked[R]:
         """What a client's body asks for; InvalidRequestError names the parameter."""
         return await read(kind, body, self._tokenizers, client)
 
-    async def chat(self, asked: Asked[ChatRequest], traceparent: str) -> Generation:
-        """A chat request's generation; `traceparent` is that of its being tokenized."""
+    async def chat(self, asked: Asked[ChatRequest], known: Limits, traceparent: str) -> Generation:
+        """A chat request's generation; `known` came from `ready_for`, `traceparent` is that of its
+        being tokenized."""
         request = asked.request
         stated = chat_max_tokens(request)
         logprobs = chat_logprobs(request)
@@ -232,9 +233,9 @@ class Front:
                 question, name, asked.client, size=asked.size
             )
         else:
-            tokenized = await self._tokenize_content(asked, name, traceparent)
+            tokenized = await self._tokenize_content(asked, name, known, traceparent)
         prompts = tokenized.token_ids
-        limits = await self._limits(name, len(prompts[0]) + (stated or 1))
+        limits = await self._limits(name, len(prompts[0]) + (stated or 1), known)
         check_prompts(prompts, limits, "messages")
         room = max(limits.tokens - len(prompts[0]), 1)
         max_tokens = stated or min(self._default_max_tokens, room)
@@ -249,61 +250,66 @@ class Front:
         )
         return Generation(self._dispatcher, tokenized, sampling, request, name)
 
-    async def completion(self, asked: Asked[CompletionRequest], traceparent: str) -> Generation:
-        """A completion request's generation; `traceparent` is that of its being tokenized."""
+    async def completion(
+        self, asked: Asked[CompletionRequest], known: Limits, traceparent: str
+    ) -> Generation:
+        """A completion request's generation; the parameters of `chat`."""
         request = asked.request
         name = self.catalog.find(request.model)
-        model = (await self._limits(name, 1)).model
         max_tokens = request.max_tokens or COMPLETION_DEFAULT_MAX_TOKENS
         check_answer(request, max_tokens, request.logprobs)
         sampling = make_sampling(
             request,
             max_tokens=max_tokens,
             logprobs=request.logprobs,
-            vocab_size=model.vocab_size,
+            vocab_size=known.model.vocab_size,
             defaults=self.catalog.sampling_defaults(name),
         )
         if asked.content is None:
-            tokenized = await self._tokenize_prompt(asked, name, model.vocab_size, traceparent)
+            tokenized = await self._tokenize_prompt(asked, name, known, traceparent)
         else:
-            tokenized = await self._tokenize_content(asked, name, traceparent)
+            tokenized = await self._tokenize_content(asked, name, known, traceparent)
         prompts = tokenized.token_ids
-        limits = await self._limits(name, max(map(len, prompts)) + max_tokens)
+        limits = await self._limits(name, max(map(len, prompts)) + max_tokens, known)
         check_prompts(prompts, limits, "prompt")
         check_length(prompts, max_tokens, limits, "prompt")
         return Generation(self._dispatcher, tokenized, sampling, request, name)
 
     async def _tokenize_prompt(
-        self, asked: Asked[CompletionRequest], name: str, vocab_size: int, traceparent: str
+        self, asked: Asked[CompletionRequest], name: str, known: Limits, traceparent: str
     ) -> Tokenized:
-        prompt = split_prompt(asked.request.prompt, vocab_size)
+        prompt = split_prompt(asked.request.prompt, known.model.vocab_size)
         texts = [item for item in prompt if isinstance(item, str)]
         if texts:
             longest = self._nodes.longest_context(name)
             question = TokenizeText(new_rid(), texts, longest, traceparent)
             return await self._tokenizers.tokenize(question, name, asked.client, size=asked.size)
         prompts = [item for item in prompt if isinstance(item, list)]
-        limits = await self._limits(name, max(map(len, prompts)) + 1)
+        limits = await self._limits(name, max(map(len, prompts)) + 1, known)
         check_prompts(prompts, limits, "prompt")
         return Tokenized(new_rid(), prompts, [block_hashes(ids) for ids in prompts])
 
-    async def _tokenize_content(self, asked: Asked[Any], name: str, traceparent: str) -> Tokenized:
+    async def _tokenize_content(
+        self, asked: Asked[Any], name: str, known: Limits, traceparent: str
+    ) -> Tokenized:
         """A large request's content goes to the tokenizer as it came."""
-        model = (await self._limits(name, 1)).model
         assert asked.content is not None
         question = TokenizeContent(
             new_rid(),
             field_of(type(asked.request)),
             asked.content,
             self._nodes.longest_context(name),
-            model.vocab_size,
+            known.model.vocab_size,
             traceparent,
         )
         return await self._tokenizers.tokenize(question, name, asked.client, size=asked.size)
 
-    async def _limits(self, name: str, tokens: int) -> Limits:
-        """What a sequence of a model is measured by. Waits for a node if none is known yet, or if
-        only one that is lost or loading could take so many tokens."""
+    async def _limits(self, name: str, tokens: int, known: Limits | None = None) -> Limits:
+        """What a sequence of a model is measured by: what is known, if that is enough. Waits for a
+        node if none is known yet, or if only one that is lost or loading could take so many
+        tokens."""
+        if known is not None and known.tokens >= tokens:
+            return known
         return await self._patience.until(
             name,
             lambda: self._nodes.limits(name, tokens),

@@ -33,6 +33,7 @@ from mlxfleet.router.connections import CLIENT_CLOSED_REQUEST, Connections
 from mlxfleet.router.event_stream import EventStream
 from mlxfleet.router.generation import Front, Generation
 from mlxfleet.router.in_flight import InFlight
+from mlxfleet.router.limits import Limits
 from mlxfleet.router.malformed import with_expect
 from mlxfleet.router.metrics import Metrics, RequestRecord
 from mlxfleet.router.parameters import ChatRequest, CompletionRequest, Parameters
@@ -198,7 +199,7 @@ class Api:
         http: web.Request,
         endpoint: str,
         kind: Any,
-        make: Callable[[Any, str], Awaitable[Generation]],
+        make: Callable[[Any, Limits, str], Awaitable[Generation]],
         make_shape: Callable[[Any], Shape],
     ) -> web.StreamResponse:
         """Answer a request for tokens, and record how it ended."""
@@ -240,9 +241,9 @@ class Api:
                 with self._admission.room_for(ticket), shown as entry:
                     async with errors_as_events(stream, record), stream:
                         async with within(ticket.deadline):
-                            await self._front.ready_for(model)
+                            known = await self._front.ready_for(model)
                             with stages.timed(model, "tokenize"):
-                                generation = await make(asked, trace.stage("tokenize"))
+                                generation = await make(asked, known, trace.stage("tokenize"))
                         asked.forget_prompt()
                         body.release()
                         trace.runs(generation)

@@ -18,6 +18,11 @@ class Timer:
         self.stop()
         self._handle = asyncio.get_running_loop().call_later(after_s, call, *arguments)
 
+    @property
+    def running(self) -> bool:
+        """Whether it was started and not stopped."""
+        return self._handle is not None
+
     def stop(self) -> None:
         """Do not call."""
         if self._handle is not None:

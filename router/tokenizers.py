@@ -48,11 +48,12 @@ ANY_MODEL = None
 class Job:
     """A question, whose answer somebody waits for or did. One that is none of a model is answered
     by any tokenizer. `size` is that of the request's body, in bytes; `sent` is when a tokenizer was
-    given it, in time.monotonic()."""
+    given it, in time.monotonic(). `wait` is the wait for a tokenizer to be there."""
 
     message: Question
     model: str | None
     size: int
+    wait: Wait
     answer: asyncio.Future[Tokenized | TakenApart]
     sent: float = 0.0
     deaths: int = 0
@@ -90,6 +91,7 @@ class Tokenizers:
         self._models: dict[str, str] = {}
         # What somebody waits for.
         self._jobs: dict[str, Job] = {}
+        self._looking = Timer()
         # Each kind has a line of its own, so that none has to wait for what only another needs.
         self._lines: dict[tuple[str | None, bool], FairQueue[Job]] = {}
         # What each tokenizer has, the oldest first.
@@ -128,29 +130,34 @@ class Tokenizers:
     async def _ask(
         self, message: Question, model: str | None, client: str, size: int
     ) -> Tokenized | TakenApart:
-        job = Job(message, model, size, asyncio.get_running_loop().create_future())
-        self._jobs[job.rid] = job
-        self._line_of(job).push(job, Party(client=client, request=job.rid))
-        self._send_waiting()
         wait = Wait(self._wait_s, lambda: bool(self.alive(model)))
-        look_again = Timer()
-
-        def look() -> None:
-            if not wait.over(time.monotonic()):
-                look_again.start(LOOK_AGAIN_S, look)
-            elif not job.answer.done():
-                error = UnavailableError("no tokenizer is there", retry_after_s=RETRY_AFTER_S)
-                job.answer.set_exception(error)
-
-        look()
+        job = Job(message, model, size, wait, asyncio.get_running_loop().create_future())
+        self._jobs[job.rid] = job
+        line = self._line_of(job)
+        line.push(job, Party(client=client, request=job.rid))
+        while self._send_first(line):
+            pass
+        if not self._looking.running:
+            self._look()
         try:
             # Not through asyncio.wait, which takes one more turn of the event loop.
             return await job.answer
         finally:
-            look_again.stop()
             del self._jobs[job.rid]
             if not self._has(job):
-                self._line_of(job).discard(job)
+                line.discard(job)
+
+    def _look(self) -> None:
+        """Give up what has waited for a tokenizer for too long, now and regularly."""
+        now = time.monotonic()
+        for job in self._jobs.values():
+            if job.wait.over(now) and not job.answer.done():
+                error = UnavailableError("no tokenizer is there", retry_after_s=RETRY_AFTER_S)
+                job.answer.set_exception(error)
+        if self._jobs:
+            self._looking.start(LOOK_AGAIN_S, self._look)
+        else:
+            self._looking.stop()
 
     def _on_message(self, sender: bytes, message: TokenizerToRouter) -> None:
         match message:

@@ -259,7 +259,8 @@ def test_what_is_computed_converges_to_the_weights(weights: list[float], seed: i
     for client, weight in enumerate(weights):
         push(queue, f"{client}-", 60, of=party(str(client), weight=weight))
     lengths = {}
-    while all(queue._classes["interactive"].get(str(c)).waiting for c in had):  # type: ignore[union-attr]
+    clients = queue._classes["interactive"]
+    while all((client := clients.get(str(c))) and client.waiting for c in had):
         for item in fill(queue):
             lengths[item] = rng.randint(1, longest)
         # Those that hold places are computed at the same speed, as rows of a batch are.
