@@ -39,6 +39,12 @@ class Body:
         """All of it. A RequestError, or HTTPRequestEntityTooLarge, if it is not to be read to its
         end; then the rest is not kept."""
         self._bodies.check_head(self._http)
+        if self._http.content.is_eof():
+            # The usual case: it has come with its head, and there is nothing to wait for.
+            whole = self._bodies.what_has_come(self._http)
+            if not self._lease.grow(len(whole)):
+                raise self._bodies.no_memory()
+            return whole
         pieces = []
         async for piece in self._bodies.pieces(self._http):
             if not self._lease.grow(len(piece)):
@@ -81,8 +87,8 @@ class Bodies:
 
     def check_head(self, http: web.Request) -> None:
         """Refuse by its headers what would be refused later."""
-        encoding = http.headers.get("Content-Encoding", "identity")
-        if encoding.strip().lower() not in ("", "identity"):
+        encoding = http.headers.get("Content-Encoding")
+        if encoding is not None and encoding.strip().lower() not in ("", "identity"):
             self._on_refused("encoding")
             raise ContentEncodingError(
                 "compressed request bodies are not accepted; send it without Content-Encoding"
@@ -90,8 +96,18 @@ class Bodies:
         declared = http.content_length or 0
         if declared > self._max_bytes:
             raise self._too_large(declared)
-        if self.budget.pool_for(self._client(http), declared) is None:
+        if not http.content.is_eof() and self.budget.pool_for(self._client(http), declared) is None:
             raise self.no_memory()
+
+    def what_has_come(self, http: web.Request) -> bytes:
+        """What is here of the body."""
+        try:
+            piece = http.content.read_nowait()
+        except web.RequestPayloadError as error:
+            raise unreadable(error) from error
+        if len(piece) > self._max_bytes:
+            raise self._too_large(len(piece))
+        return piece
 
     async def pieces(self, http: web.Request) -> AsyncIterator[bytes]:
         """The body as it comes."""
@@ -108,8 +124,7 @@ class Bodies:
                 )
                 raise BodyTimeoutError(why) from error
             except web.RequestPayloadError as error:
-                why = f"the request body cannot be read: {error}"
-                raise InvalidRequestError(why, code="malformed_body") from error
+                raise unreadable(error) from error
             if not piece:
                 return
             size += len(piece)
@@ -132,3 +147,8 @@ class Bodies:
 
     def _client(self, http: web.Request) -> str:
         return client_name(http) if self._by_key else http.remote or ""
+
+
+def unreadable(error: web.RequestPayloadError) -> InvalidRequestError:
+    """The error of a body whose encoding is broken."""
+    return InvalidRequestError(f"the request body cannot be read: {error}", code="malformed_body")

@@ -59,8 +59,9 @@ class BodyBudget:
 
     def pool_for(self, client: str, size: int) -> Pool | None:
         """Where there is room for a body of `size` bytes."""
-        pools = (self._small, self._large) if size <= SMALL_BYTES else (self._large,)
-        return next((pool for pool in pools if pool.has_room(client, size)), None)
+        if size <= SMALL_BYTES and self._small.has_room(client, size):
+            return self._small
+        return self._large if self._large.has_room(client, size) else None
 
 
 class Lease:

@@ -458,7 +458,9 @@ class Scheduler:
         share, for which others may have to make room."""
         if not self._waiting:
             return None
-        rid = next((rid for rid in self._fair.in_order() if rid not in blocked), None)
+        rid = self._fair.first()
+        if rid in blocked:
+            rid = next((rid for rid in self._fair.in_order() if rid not in blocked), None)
         if rid is None:
             return None
         if not self._fits(self._waiting[rid], model):
