@@ -13,6 +13,13 @@ from aiohttp import web
 PING = b": ping\n\n"
 
 
+class Response(web.StreamResponse):
+    """An answer whose head goes with what is written first. aiohttp sends it by itself otherwise,
+    which takes a system call more before the first token."""
+
+    _send_headers_immediately = False
+
+
 class EventStream:
     """The status is sent with the first event, so that a refusal can still have its own, or with
     the first ping, after `ping_s` in which nothing was sent; 0 sends no pings. Use as a context
@@ -28,7 +35,7 @@ class EventStream:
         self._opening = asyncio.Lock()
         self._timer: asyncio.TimerHandle | None = None
         self._pinging: asyncio.Task[None] | None = None
-        self.response = web.StreamResponse(
+        self.response = Response(
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
         )
 
@@ -56,27 +63,27 @@ class EventStream:
         """Whether the status is sent, or is about to be."""
         return self.response.prepared or self._opening.locked()
 
-    async def send(self, event: bytes) -> None:
-        """Send an event."""
+    async def send(self, events: bytes) -> None:
+        """Send one event or several."""
         self._last_s = self._loop.time()
         if not self.response.prepared:
             await self._open()
         self._sending = True
         try:
-            await self.response.write(event)
+            await self.response.write(events)
         finally:
             self._sending = False
 
-    async def end(self, *events: bytes) -> web.StreamResponse:
-        """Send the last events; nothing comes after them."""
-        for event in events:
-            await self.send(event)
+    async def end(self, events: bytes) -> web.StreamResponse:
+        """Send the last events, and that nothing comes after them, at once."""
         if self._timer is not None:
             self._timer.cancel()
         if self._pinging is not None:
             # What it writes would otherwise come after the end.
             await asyncio.wait({self._pinging})
-        await self.response.write_eof()
+        if not self.response.prepared:
+            await self._open()
+        await self.response.write_eof(events)
         return self.response
 
     async def _open(self) -> None:

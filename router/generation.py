@@ -91,6 +91,12 @@ class Generation:
             for prompt in range(len(prompts))
             for choice in range(self.n)
         ]
+        self._running = dict(enumerate(self.sequences))
+
+    @property
+    def over(self) -> bool:
+        """Whether `deltas` has nothing more to yield."""
+        return not self._running
 
     def belongs_to(self, session: str | None, arrived: float, ticket: Ticket) -> None:
         """Say which session the sequences are of, when their request arrived, in
@@ -133,7 +139,7 @@ class Generation:
         if len(self.sequences) > 1:
             self._rest = asyncio.create_task(self._start_rest())
             self._rest.add_done_callback(self._rest_ended)
-        running = dict(enumerate(self.sequences))
+        running = self._running
         while running:
             await self._wakeup.wait()
             self._wakeup.clear()
@@ -141,10 +147,11 @@ class Generation:
                 self._rest.result()
             for index, sequence in list(running.items()):
                 ended = sequence.ended
-                if delta := sequence.take():
-                    yield index, delta
+                delta = sequence.take()
                 if ended:
                     del running[index]
+                if delta:
+                    yield index, delta
 
     def _rest_ended(self, rest: asyncio.Task[None]) -> None:
         """Wake who reads. Its error is looked at here already, because who reads may be gone."""

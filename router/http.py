@@ -291,16 +291,16 @@ class Api:
     ) -> None:
         """Server-sent events, from the first token to the end."""
         chunks = Chunks(generation, shape, request)
-        begun = False
+        # Events that come together are sent together: each write is a system call.
+        events = b"".join(chunks.openings())
         async for index, delta in generation.deltas():
-            if not begun:
-                begun = True
-                for opening in chunks.openings():
-                    await stream.send(opening)
-            await stream.send(chunks.chunk(index, delta))
+            events += chunks.chunk(index, delta)
+            if not generation.over:
+                await stream.send(events)
+                events = b""
         if request.include_usage:
-            await stream.send(chunks.usage())
-        await stream.end(DONE)
+            events += chunks.usage()
+        await stream.end(events + DONE)
 
     def _describe_model(self, name: str) -> dict[str, object]:
         return {
