@@ -164,9 +164,7 @@ class FairQueue(Generic[T]):
         entry = self._entries[item]
         self._stop(item, entry)
         self._wait(item, entry)
-        queue = entry.request.queue
-        del queue[item]
-        entry.request.queue = {item: None, **queue}
+        entry.request.queue = {item: None, **entry.request.queue}
 
     def _wait_no_more(self, entry: Entry[T]) -> None:
         self._classes[entry.priority].wait_no_more(entry.client)

@@ -242,7 +242,7 @@ class Front:
         else:
             tokenized = await self._tokenize_content(asked, name, known, traceparent)
         prompts = tokenized.token_ids
-        limits = await self._limits(name, len(prompts[0]) + (stated or 1), known)
+        limits = await self._limits(name, len(prompts[0]) + (stated or 1))
         check_prompts(prompts, limits, "messages")
         room = max(limits.tokens - len(prompts[0]), 1)
         max_tokens = stated or min(self._default_max_tokens, room)
@@ -277,7 +277,7 @@ class Front:
         else:
             tokenized = await self._tokenize_content(asked, name, known, traceparent)
         prompts = tokenized.token_ids
-        limits = await self._limits(name, max(map(len, prompts)) + max_tokens, known)
+        limits = await self._limits(name, max(map(len, prompts)) + max_tokens)
         check_prompts(prompts, limits, "prompt")
         check_length(prompts, max_tokens, limits, "prompt")
         return Generation(self._dispatcher, tokenized, sampling, request, name)
@@ -292,7 +292,7 @@ class Front:
             question = TokenizeText(new_rid(), texts, longest, traceparent)
             return await self._tokenizers.tokenize(question, name, asked.client, size=asked.size)
         prompts = [item for item in prompt if isinstance(item, list)]
-        limits = await self._limits(name, max(map(len, prompts)) + 1, known)
+        limits = await self._limits(name, max(map(len, prompts)) + 1)
         check_prompts(prompts, limits, "prompt")
         return Tokenized(new_rid(), prompts, [block_hashes(ids) for ids in prompts])
 
@@ -311,12 +311,9 @@ class Front:
         )
         return await self._tokenizers.tokenize(question, name, asked.client, size=asked.size)
 
-    async def _limits(self, name: str, tokens: int, known: Limits | None = None) -> Limits:
-        """What a sequence of a model is measured by: what is known, if that is enough. Waits for a
-        node if none is known yet, or if only one that is lost or loading could take so many
-        tokens."""
-        if known is not None and known.tokens >= tokens:
-            return known
+    async def _limits(self, name: str, tokens: int) -> Limits:
+        """What a sequence of a model is measured by. Waits for a node if none is known yet, or if
+        only one that is lost or loading could take so many tokens."""
         return await self._patience.until(
             name,
             lambda: self._nodes.limits(name, tokens),
